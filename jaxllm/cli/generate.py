@@ -1,0 +1,125 @@
+"""`jaxllm generate`: continues prompts with the model of a run."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxllm.config import UserError
+from jaxllm.generation.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from jaxllm.generation.generate import Generation, Generator
+
+SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Continue prompts with the model of a run. One text streams; several are printed one after another."""
+
+    run: tyro.conf.Positional[str]
+    """The folder of a run."""
+    prompts: tyro.conf.Positional[tuple[str, ...]] = ("",)
+    """Beginnings of documents; `-` is read from the standard input, and none begins with nothing."""
+    max_new_tokens: int = 256
+    """Tokens of each continuation, at most; it also ends where the model's positions do."""
+    sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SAMPLING
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text ends before this string."""
+    samples: int = 1
+    """Continuations of each prompt."""
+    seed: int = 0
+    """Of each prompt's first continuation; the next ones take the seeds that follow."""
+    batch: int = 8
+    """Texts that are generated at once. What they are does not depend on it."""
+    step: int | None = None
+    """The checkpoint; none means the latest."""
+    ema: bool = True
+    """Take the moving average of the parameters where the run keeps one."""
+
+
+def run(argv: list[str]) -> int:
+    """Prints continuations on the standard output, and how long they took on the standard error.
+
+    Raises:
+        UserError: a folder, prompt or setting that will not do.
+    """
+    command = tyro.cli(Command, args=argv, prog="jaxllm generate")
+    command.sampling.check()
+    for name in ("max_new_tokens", "samples", "batch"):
+        if getattr(command, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(command, name)}")
+    prompts = [_text(prompt, i) for i, prompt in enumerate(command.prompts or ("",), 1)]
+
+    from jaxllm.data.tokenizer import load_tokenizer
+    from jaxllm.generation.generate import Generator
+    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.train.run_folder import saved_tokenizer
+
+    folder = Path(command.run).expanduser()
+    config, params = load_run_params(folder, command.step, command.ema)
+    generator = Generator(config.model, params, load_tokenizer(saved_tokenizer(folder)))
+    del params
+    if len(prompts) * command.samples == 1:
+        _stream(generator, prompts[0], command)
+    else:
+        _list(generator, prompts, command)
+    return 0
+
+
+def _text(prompt: str, number: int) -> str:
+    """A prompt as it was given, or from the standard input."""
+    try:
+        prompt = sys.stdin.read() if prompt == "-" else prompt
+        prompt.encode()
+    except UnicodeError as error:
+        raise UserError(f"prompt {number} is not UTF-8 text: {error}") from None
+    return prompt
+
+
+def _stream(generator: "Generator", prompt: str, command: Command) -> None:
+    print(prompt, end="", flush=True)
+    try:
+        made = generator.generate(
+            [prompt],
+            command.max_new_tokens,
+            command.sampling,
+            stop=command.stop,
+            seeds=[command.seed],
+            on_text=lambda _, piece: print(piece, end="", flush=True),
+        )
+    finally:  # Ctrl-C ends the line too
+        print(flush=True)
+    _report(made)
+
+
+def _list(generator: "Generator", prompts: Sequence[str], command: Command) -> None:
+    rows = [(number, sample) for number in range(len(prompts)) for sample in range(command.samples)]
+    for start in range(0, len(rows), command.batch):
+        batch = rows[start : start + command.batch]
+        made = generator.generate(
+            [prompts[number] for number, _ in batch],
+            command.max_new_tokens,
+            command.sampling,
+            stop=command.stop,
+            seeds=[command.seed + sample for _, sample in batch],
+        )
+        for (number, sample), generation in zip(batch, made, strict=True):
+            print(f"=== prompt {number + 1} of {len(prompts)}, sample {sample + 1} of {command.samples}")
+            print(prompts[number] + generation.text, flush=True)
+        _report(made)
+
+
+def _report(made: Sequence["Generation"]) -> None:
+    timing = made[0].timing
+    ends = ", ".join(generation.finish for generation in made)
+    print(
+        f"[{sum(len(generation.tokens) for generation in made)} tokens, ended by {ends}; compiled in "
+        f"{timing.compile_seconds:.1f} s, prefill {timing.prefill_rate:.0f} tokens/s, decode "
+        f"{timing.decode_rate:.0f} tokens/s]",
+        file=sys.stderr,
+    )

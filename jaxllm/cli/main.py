@@ -1,0 +1,112 @@
+"""The command `jaxllm`: finds the subcommand, and turns what goes wrong into a sentence and an exit status.
+
+Nothing heavy is imported before a subcommand asks for it, so that `jaxllm --help` answers at once.
+"""
+
+import difflib
+import errno
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from jaxllm import __version__
+from jaxllm.config import UserError
+
+COMMANDS = {
+    "train": ("jaxllm.cli.train", "train a recipe, or go on with a run"),
+    "generate": ("jaxllm.cli.generate", "continue a prompt with the model of a run"),
+    "data": ("jaxllm.cli.data", "prepare the data of a recipe and measure its loader"),
+    "tokenizer": ("jaxllm.cli.tokenizer", "train a tokenizer"),
+    "model": ("jaxllm.cli.model", "count a model's parameters, FLOPs and memory"),
+}
+"""Each subcommand: the module whose `run(argv)` it is, and a line of help."""
+
+REFUSED = {
+    errno.ENOSPC: "the disk is full; make room or name another folder",
+    errno.EDQUOT: "your disk quota is used up; make room or name another folder",
+    errno.EROFS: "the file system is read-only; name another folder",
+    errno.EACCES: "permission denied; mend the permissions or name another file or folder",
+    errno.EPERM: "the operation is not permitted; name another file or folder",
+}
+"""What the system may say to any read or write, and what would do."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit status: 2 for what the user can mend, 130 for Ctrl-C."""
+    try:
+        status = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        path = "" if error.filename is None else f"'{error.filename}': "
+        print(f"error: {path}{REFUSED[error.errno]}", file=sys.stderr)
+        return 2
+    finally:
+        _release_stdout()
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        print(f"jaxllm {__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"there is no command '{name}'; did you mean '{near}'? (jaxllm --help lists all)")
+    set_environment()
+    return import_module(COMMANDS[name][0]).run(rest)
+
+
+def _help() -> str:
+    lines = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: jaxllm COMMAND ...",
+            "",
+            "Language models from raw text onwards, in JAX.",
+            "",
+            *lines,
+            "",
+            "jaxllm COMMAND --help lists what a command takes.",
+        ]
+    )
+
+
+def set_environment() -> None:
+    """Defaults that jax reads when it is imported; what the user has set stays.
+
+    Compiled programs are kept from run to run in `~/.cache/jaxllm/xla` ($JAXLLM_CACHE moves it), the quick ones
+    too: a second start then compiles nothing. jax warns at each program where it cannot write, so a folder that
+    cannot be made is not used. The native libraries tell of errors only.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    folder = Path(os.environ.get("JAXLLM_CACHE", "~/.cache/jaxllm")).expanduser() / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _release_stdout() -> None:
+    """Python flushes the standard output once more at its end: what could not be written is given up here."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,59 @@
+"""`jaxllm train`: trains a recipe, or goes on with a run."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxllm.config import RunConfig
+
+if TYPE_CHECKING:
+    from jaxllm.train.loop import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a start of a run takes beside its configuration."""
+
+    step: int | None = None
+    """Go on from this checkpoint of the run, and delete the later ones; none means the latest."""
+    allow_change: bool = False
+    """Go on although fields that change the result, or the text, are not what they were."""
+
+
+def run(argv: list[str]) -> int:
+    """Trains a recipe, or goes on with the run that its folder holds; prints samples at the end.
+
+    Returns:
+        0; or 128 plus the number of the signal that stopped the run, after a checkpoint: 130 for Ctrl-C and 143
+        for SIGTERM.
+
+    Raises:
+        UserError: what the user can mend, from an unknown option to a full disk.
+    """
+    from jaxllm.cli.recipe import load_run_with
+
+    outcome = pretrain(*load_run_with(argv, "jaxllm train", Options()))
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
+    """Starts the run of `config`, or goes on with it where its folder has a checkpoint. Raises as `run` does."""
+    from jaxllm.data.corpus import prepare_corpus
+    from jaxllm.generation.generate import Generator
+    from jaxllm.generation.sampling import SamplingConfig
+    from jaxllm.train.loop import train
+    from jaxllm.train.report import Report
+    from jaxllm.train.run_folder import alone, create, enter, is_run_folder, run_folder
+
+    folder = run_folder(config)
+    corpus = prepare_corpus(config.data, enter(folder, config, options.allow_change), progress=True)
+    if not is_run_folder(folder):
+        create(folder, config, corpus.tokenizer_path)
+    with alone(folder), Report(folder) as report:
+        outcome = train(config, folder, corpus, report, step=options.step, allow_change=options.allow_change)
+        prompts, length = config.eval.prompts, config.eval.sample_tokens
+        if outcome.signal is None and prompts and length:
+            generator = Generator(config.model, outcome.params, corpus.tokenizer)
+            samples = generator.generate(prompts, length, SamplingConfig(temperature=0.8, top_p=0.95))
+            for prompt, sample in zip(prompts, samples, strict=True):
+                report.say(f"\nsample of {prompt!r}:\n{prompt}{sample.text}")
+    return outcome

@@ -1,0 +1,23 @@
+"""The one legend of axis letters. Array names end in them (`x_BTD`) and einsum strings use the same capitals.
+
+    B batch        T query tokens     S key tokens       D model width
+    N query heads  K key-value heads  G = N / K          H head size
+    F ffn          V vocabulary       L layers           P learned positions
+    C chunks
+
+`Axes` names the logical axes of a parameter; `jaxllm/sharding/rules.py` maps them to mesh axes.
+"""
+
+Axes = tuple[str, ...]
+
+LEGEND = {
+    "L": "layers",
+    "D": "width",
+    "N": "heads",
+    "K": "kv_heads",
+    "H": "head_dim",
+    "F": "ffn",
+    "V": "vocab_size",
+    "P": "max_positions",
+}
+"""Parameter axes and the field of `TransformerConfig` that sizes each."""

@@ -1,0 +1,314 @@
+"""The frozen dataclasses that describe a run. A recipe in `configs/` builds one; the command line overrides it.
+
+Nothing here imports jax: a configuration is read, checked (`jaxllm/validation.py`) and saved before any
+device is touched. The text under each field is its `--help`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The command line prints its text alone and exits with status 2."""
+
+
+GATED = frozenset({"swiglu", "geglu"})
+"""The MLPs with a second projection, multiplied onto the activated one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """One configurable block, repeated; a family (Llama, GPT-2, ...) is a setting of these fields."""
+
+    vocab_size: int = 4096
+    """Rows of the token embedding; at least the tokenizer's size."""
+    width: int = 256
+    """D, the size of the residual stream."""
+    layers: int = 6
+    """L, the number of blocks."""
+    heads: int = 4
+    """N, query heads."""
+    kv_heads: int = 4
+    """K, key-value heads; fewer than `heads` is grouped-query attention, 1 is multi-query."""
+    head_dim: int = 64
+    """H, the size of one head."""
+    ffn: int = 768
+    """F, the hidden size of the MLP."""
+    max_positions: int = 2048
+    """The longest sequence that the model is meant for; rows of the learned position table."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with a bias."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
+    mlp: Literal["swiglu", "geglu", "gelu", "relu2"] = "swiglu"
+    """Gated (SwiGLU, GeGLU) or plain (tanh GELU, squared ReLU) feed-forward."""
+    positions: Literal["rope", "learned", "none"] = "rope"
+    """Rotary, a learned table added to the embedding, or none."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths."""
+    attention_bias: bool = False
+    """Biases on query, key, value and output projections."""
+    mlp_bias: bool = False
+    """Biases on the MLP's projections."""
+    qk_norm: bool = False
+    """RMSNorm of each query and key head before the rotation."""
+    attention_softcap: float | None = None
+    """Scores become cap * tanh(scores / cap)."""
+    logit_softcap: float | None = None
+    """Logits become cap * tanh(logits / cap)."""
+    sliding_window: int | None = None
+    """A token sees itself and this many minus one tokens before it."""
+    tied_embeddings: bool = True
+    """The head is the transposed token embedding."""
+    embedding_scale: bool = False
+    """Multiply embeddings by sqrt(width), as Gemma does."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same input and are added together, as in GPT-NeoX."""
+    dropout: float = 0.0
+    """Dropped share of each residual branch and of the embedding, in training only."""
+    init_std: float = 0.02
+    """Standard deviation of every matrix; residual outputs are scaled by 1 / sqrt(2 layers)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How text becomes tokens: an existing file, or a SentencePiece model trained on the run's own text."""
+
+    path: str | None = None
+    """A SentencePiece `.model` or a Hugging Face `tokenizer.json`; none trains one."""
+    vocab_size: int = 4096
+    """Pieces of the tokenizer that is trained when `path` is none."""
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    """The algorithm of the trained tokenizer."""
+    train_megabytes: float = 8.0
+    """Text that the trained tokenizer is shown, sampled from the training documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of documents."""
+
+    kind: Literal["stdlib", "tfds", "text", "jsonl", "parquet", "code"] = "stdlib"
+    """The embedded corpus (this Python's standard library), a TFDS data set, or local files."""
+    path: str | None = None
+    """A file, a folder or a glob (`**` works); for tfds the data set's `name` or `name/config`."""
+    split: str = "train"
+    """The split of a TFDS data set."""
+    field: str = "text"
+    """The field that holds the text (jsonl, parquet, tfds)."""
+    weight: float = 1.0
+    """This source's share of the training rows, relative to the other sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """From documents to batches."""
+
+    sources: tuple[SourceConfig, ...] = (SourceConfig(),)
+    """Mixed by weight."""
+    sequence_length: int = 512
+    """T, tokens in a row."""
+    packing: Literal["documents", "concatenate"] = "documents"
+    """Whole pieces with segment ids, so that attention stays in its document; or one plain stream."""
+    validation_fraction: float = 0.05
+    """Share of documents held out, chosen by a hash of the document's name."""
+    cache_dir: str | None = None
+    """Where tokenised corpora are kept; none means `~/.cache/jaxllm/data` ($JAXLLM_CACHE moves it)."""
+    workers: int = 0
+    """Threads that tokenise; 0 means one for each core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the steps: linear warm-up, then one of four shapes."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """WSD is warm-up, stable, then a linear decay over the last `decay_fraction` of the steps."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from 0."""
+    final_fraction: float = 0.1
+    """The last rate as a share of the peak (not for `constant`)."""
+    decay_fraction: float = 0.2
+    """Share of the steps that decay (`wsd` only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The update rule. Norms, biases and embeddings are not decayed."""
+
+    kind: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
+    """Muon moves the matrices of the blocks; embeddings, head, norms and biases follow AdamW."""
+    learning_rate: float = 3e-4
+    """Peak rate."""
+    adam_learning_rate: float | None = None
+    """Peak rate of what Muon leaves to AdamW; none means `learning_rate`."""
+    b1: float = 0.9
+    """Decay of the first moment (Muon: its momentum)."""
+    b2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices, multiplied by the rate."""
+    clip_norm: float | None = 1.0
+    """Largest global gradient norm; none does not clip."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The rate over time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 fills with what is left."""
+
+    data: int = -1
+    """Replicas: each holds all parameters and its share of the batch."""
+    fsdp: int = 1
+    """Parameters, gradients and optimizer state are cut along this axis, and the batch too."""
+    tensor: int = 1
+    """Heads, FFN and vocabulary are cut along this axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how much at once, and in which types."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Rows in one optimizer step, over all devices and accumulation steps."""
+    accumulate: int = 1
+    """Microbatches in one optimizer step; divides `batch_size`."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Activations and products; auto is bfloat16 on accelerators and float32 on CPU."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """Recompute in the backward pass: nothing; norms and activations (products and attention are saved); all."""
+    loss_chunk: int = 1024
+    """Tokens (on one device) whose logits exist at once."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps logits from drifting."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the parameters, used for evaluation; none keeps none."""
+    skip_nonfinite: bool = False
+    """Skip and count steps whose loss or gradient is not finite, in place of stopping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Held-out evaluation and samples."""
+
+    every: int = 250
+    """Steps between evaluations; 0 evaluates at the end only."""
+    max_tokens: int = 200_000
+    """Tokens in one periodic evaluation; the last one always reads the whole held-out set."""
+    prompts: tuple[str, ...] = ("def ", "import ", "class ")
+    """Continued and printed at the end of the run."""
+    sample_tokens: int = 64
+    """Tokens of each continuation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept, and how often it is written."""
+
+    every: int = 250
+    """Steps between checkpoints; 0 writes at the end and on interruption only."""
+    keep: int = 3
+    """Latest checkpoints kept, beside the best by held-out loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run. The run folder holds its resolved form as `config.json`."""
+
+    name: str = "run"
+    """Names the run folder, `runs/<name>`, unless `--output` gives another."""
+    seed: int = 0
+    """Initialisation, order of the data and dropout all follow from it."""
+    output: str | None = None
+    """The run folder; none means `runs/<name>`."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    profile_steps: int = 0
+    """Steps recorded by the profiler, after the first ten, into `<run folder>/profile`."""
+    model: TransformerConfig = TransformerConfig()
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+def to_dict(config: Any) -> Any:
+    """The configuration as plain dicts, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return [to_dict(c) for c in config] if isinstance(config, list | tuple) else config
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The inverse of `to_dict`; fields that are left out have their defaults.
+
+    Raises:
+        UserError: a key that `cls` does not have (with the nearest one that it has), or a value of the
+            wrong type. All of them are listed.
+    """
+    mistakes: list[str] = []
+    config = _read(cls, values, "", mistakes)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return config
+
+
+def _read(hint: Any, value: Any, where: str, mistakes: list[str]) -> Any:
+    """`value` as a `hint`; what is wrong with it is added to `mistakes`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        hints, prefix, known = typing.get_type_hints(hint), f"{where}." if where else "", {}
+        for key, item in value.items():
+            if key in hints:
+                known[key] = _read(hints[key], item, f"{prefix}{key}", mistakes)
+            else:
+                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
+                mistakes.append(f"{prefix}{key}: there is no such field; the nearest is {prefix}{near}")
+        return typing.cast(type, hint)(**known)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_read(args[0], item, f"{where}.{i}", mistakes) for i, item in enumerate(value))
+    if origin is types.UnionType:  # the only ones are `X | None`
+        return None if value is None else _read(args[0], value, where, mistakes)
+    if hint is float and type(value) is int:
+        return float(value)
+    if not (value in args if origin is Literal else type(value) is hint):
+        mistakes.append(f"{where or 'the configuration'} = {value!r}: expected {_wanted(hint)}")
+    return value
+
+
+def _wanted(hint: Any) -> str:
+    """What a field takes, in words."""
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each of it {_wanted(typing.get_args(hint)[0])}"
+    if dataclasses.is_dataclass(hint):
+        return f"the fields of a {typing.cast(type, hint).__name__}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """`field: old -> new` for each leaf in which two configurations differ."""
+    if dataclasses.is_dataclass(old) and type(old) is type(new):
+        pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
+    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+    prefix = f"{where}." if where else ""
+    return [line for name, a, b in pairs for line in differences(a, b, prefix + name)]

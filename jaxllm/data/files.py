@@ -1,0 +1,271 @@
+"""Documents in local files: plain text, source code, JSON lines and Parquet."""
+
+import bisect
+import contextlib
+import difflib
+import glob
+import gzip
+import itertools
+import json
+import mmap
+import os
+import zlib
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.config import UserError
+from jaxllm.data.cache import file_hashes, key_of
+from jaxllm.data.document import Document, checked_text
+
+CODE = """
+    py pyi c h cc cpp cxx hpp cu cuh rs go java kt scala swift cs js jsx mjs ts tsx rb php pl lua jl r hs ml
+    ex exs erl clj sh sql proto cmake html css
+"""
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "text": (".txt", ".txt.gz", ".md"),
+    "jsonl": (".jsonl", ".jsonl.gz"),
+    "parquet": (".parquet",),
+    "code": tuple(f".{suffix}" for suffix in CODE.split()),
+}
+"""What is read of a folder; a glob or a file is taken as it is."""
+
+PART = 1 << 16
+"""Bytes: a longer text file becomes several documents, so that a part of one large file can be held out."""
+
+File = tuple[str, Path]
+"""A name that does not depend on the machine, and where the file lies."""
+
+
+def find_files(kind: str, path: str) -> list[File]:
+    """The files of a folder, of a glob, or the file itself, ordered by name; hidden folders are passed over.
+
+    Raises:
+        UserError: there is none, with what to look for.
+    """
+    target = Path(path).expanduser()
+    if target.is_file():
+        return [(_clean(target.name), target)]
+    if target.is_dir():
+        base, wanted = target, SUFFIXES[kind]
+        found = [p for p in target.rglob("*") if p.name.lower().endswith(wanted)]
+        missing = f"the folder '{path}' holds no {', '.join(wanted[:4])} file"
+    else:
+        if not glob.has_magic(path):
+            raise UserError(f"no such file or folder: '{path}'{_nearest(target)}")
+        base = Path(*target.parts[: next(i for i, part in enumerate(target.parts) if glob.has_magic(part))])
+        found = [Path(p) for p in glob.glob(str(target), recursive=True)]
+        missing = f"no file matches '{path}'"
+    names = ((p.relative_to(base), p) for p in found if p.is_file())
+    files = sorted((_clean(n.as_posix()), p) for n, p in names if not any(s.startswith(".") for s in n.parts))
+    if not files:
+        raise UserError(f"{missing}; give a file, a folder or a glob such as 'folder/**/*{SUFFIXES[kind][0]}'")
+    return files
+
+
+def _clean(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _nearest(path: Path) -> str:
+    near: list[str] = []
+    with contextlib.suppress(OSError):  # the folder may be missing too, or closed to us
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    return f"; did you mean '{path.parent / near[0]}'?" if near else ""
+
+
+class _Files:
+    """Files under one source: their fingerprint, and the bytes of the one that was read last."""
+
+    def __init__(self, files: Sequence[File], *options: str):
+        self.files, self._options = files, options
+        self._last: tuple[Path, bytes | mmap.mmap] | None = None
+
+    def fingerprint(self) -> str:
+        try:
+            hashes = file_hashes(path for _, path in self.files)
+        except OSError as error:
+            raise _unreadable(error.filename, error) from None
+        names = [name for name, _ in self.files]
+        return key_of([type(self).__name__, self._options, names, hashes])
+
+    def content(self, path: Path) -> bytes | mmap.mmap:
+        """The file's bytes, mapped and not loaded (only a `.gz` is unpacked in memory)."""
+        if self._last is None or self._last[0] != path:
+            try:
+                if path.suffix == ".gz":
+                    content: bytes | mmap.mmap = gzip.decompress(path.read_bytes())
+                elif path.stat().st_size == 0:  # which cannot be mapped
+                    content = b""
+                else:
+                    with open(path, "rb") as file:
+                        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, EOFError, zlib.error) as error:
+                raise _unreadable(path, error) from None
+            self._last = path, content
+        return self._last[1]
+
+
+def _unreadable(path: object, error: Exception) -> UserError:
+    return UserError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}")
+
+
+def _no_field(where: str, field: str, fields: Iterable[str]) -> UserError:
+    return UserError(f"{where}: no field '{field}'; it has {', '.join(fields)}; set data.sources.N.field")
+
+
+def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """Which part, of those that end at `ends`, holds `index`, and the place in it."""
+    part = bisect.bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
+
+
+class CodeFiles(_Files):
+    """Each file is a document."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Document:
+        name, path = self.files[index]
+        return Document(name, checked_text(self.content(path)[:], str(path)))
+
+
+class TextFiles(_Files):
+    """Each file is a document; one of more than `PART` bytes is cut into `name#0`, `name#1`, ..."""
+
+    @cached_property
+    def _parts(self) -> list[tuple[int, str, int, int]]:
+        """(file, name, start, stop) of each document."""
+        parts = []
+        for i, (name, path) in enumerate(self.files):
+            cuts = _cuts(self.content(path))
+            names = [f"{name}#{k}" for k in range(len(cuts) - 1)] if len(cuts) > 2 else [name]
+            parts += [(i, *part) for part in zip(names, cuts, cuts[1:], strict=False)]
+        return parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: int) -> Document:
+        i, name, start, stop = self._parts[index]
+        path = self.files[i][1]
+        where = f"{path} (after byte {start})" if start else str(path)
+        return Document(name, checked_text(self.content(path)[start:stop], where))
+
+
+def _cuts(content: bytes | mmap.mmap) -> list[int]:
+    """0, ..., size: after the last blank line within `PART` bytes, else the last line, else a character."""
+    cuts = [0]
+    while len(content) - (start := cuts[-1]) > PART:
+        stop = start + PART
+        blank, line = content.rfind(b"\n\n", start, stop), content.rfind(b"\n", start, stop)
+        character = next((k for k in range(stop, stop - 4, -1) if content[k] & 0xC0 != 0x80), stop)
+        cuts.append(blank + 2 if blank >= 0 else line + 1 if line >= 0 else character)
+    return [*cuts, len(content)]
+
+
+class JsonLines(_Files):
+    """Each line that is not blank is an object with the text in `field`: the document `name:line`."""
+
+    def __init__(self, files: Sequence[File], field: str):
+        super().__init__(files, field)
+        self._field = field
+
+    @cached_property
+    def _index(self) -> tuple[list[np.ndarray], list[int]]:
+        """Each file's lines, int64 [lines, (start, stop, number from 1)]; and the running count of lines."""
+        lines = [_lines(self.content(path)) for _, path in self.files]
+        return lines, list(itertools.accumulate(map(len, lines)))
+
+    def __len__(self) -> int:
+        return self._index[1][-1]
+
+    def __getitem__(self, index: int) -> Document:
+        lines, ends = self._index
+        i, row = _locate(ends, index)
+        start, stop, number = lines[i][row].tolist()
+        name, path = self.files[i]
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(checked_text(self.content(path)[start:stop].rstrip(), where))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: expected an object with the field '{self._field}', got {record!r:.60}")
+        if self._field not in record:
+            raise _no_field(where, self._field, record)
+        return Document(f"{name}:{number}", checked_text(record[self._field], f"{where}, field '{self._field}'"))
+
+
+def _lines(content: bytes | mmap.mmap) -> np.ndarray:
+    index, stop = array("q"), 0
+    for number in itertools.count(1):
+        start = stop
+        if start == len(content):
+            break
+        stop = content.find(b"\n", start) + 1 or len(content)
+        if not content[start:stop].isspace():
+            index.extend((start, stop, number))
+    return np.frombuffer(index, np.int64).reshape(-1, 3)
+
+
+class ParquetFiles(_Files):
+    """Each row, with its text in the column `field`, is the document `name:row`; one row group is held."""
+
+    def __init__(self, files: Sequence[File], field: str):
+        super().__init__(files, field)
+        self._field = field
+        self._held: tuple[int, Any] = (-1, None)
+
+    @cached_property
+    def _index(self) -> tuple[list[tuple[int, int, int]], list[int]]:
+        """(file, row group, its first row in the file) of each group; and the running count of rows."""
+        groups, sizes = [], []
+        for i, (_, path) in enumerate(self.files):
+            meta = self._open(path).metadata
+            rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+            groups += [(i, g, sum(rows[:g])) for g in range(len(rows))]
+            sizes += rows
+        return groups, list(itertools.accumulate(sizes))
+
+    def _open(self, path: Path) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _unreadable(path, error) from None
+        if self._field not in file.schema_arrow.names:
+            raise _no_field(str(path), self._field, file.schema_arrow.names)
+        return file
+
+    def _column(self, group: int) -> Any:
+        import pyarrow
+
+        if self._held[0] != group:
+            i, number, _ = self._index[0][group]
+            path = self.files[i][1]
+            try:
+                self._held = group, self._open(path).read_row_group(number, [self._field]).column(0)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise _unreadable(path, error) from None
+        return self._held[1]
+
+    def __len__(self) -> int:
+        ends = self._index[1]
+        return ends[-1] if ends else 0
+
+    def __getitem__(self, index: int) -> Document:
+        groups, ends = self._index
+        group, row = _locate(ends, index)
+        i, _, first = groups[group]
+        name, path = self.files[i]
+        text = checked_text(self._column(group)[row].as_py(), f"{path}, row {first + row}, field '{self._field}'")
+        return Document(f"{name}:{first + row}", text)

@@ -1,0 +1,186 @@
+"""Tokenizers: SentencePiece models and Hugging Face `tokenizer.json` files behind one interface."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+
+from jaxllm.config import UserError
+
+SPACE = "\u2581"
+"""What SentencePiece writes for a space inside its pieces."""
+
+USUAL = {
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[CLS]"),
+    "eos": ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]"),
+    "pad": ("<pad>", "<|finetune_right_pad_id|>", "[PAD]"),
+}
+"""Spellings of a special token, tried in turn where no file names it."""
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Special tokens are never made from text, only by their id."""
+
+    vocab_size: int
+    """Ids run from 0 to `vocab_size - 1`."""
+    bos_id: int
+    """Begins each document."""
+    eos_id: int
+    """Ends each document."""
+    pad_id: int
+    """Fills rows; `eos_id` where the vocabulary has no such token, since padding is masked and never read."""
+    fingerprint: str
+    """A hash of the file's content: equal fingerprints give equal tokens."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without begin and end of document."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text; several threads may call it at once."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens, and ids past the vocabulary (models pad it), give nothing."""
+        return self._decode([int(i) for i in ids if 0 <= i < self.vocab_size])
+
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
+
+    @abstractmethod
+    def token_id(self, name: str) -> int | None:
+        """The id of the token spelled `name`, such as `<|user|>`; none if the vocabulary does not have it."""
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in a `.model` (SentencePiece) or `tokenizer.json` (Hugging Face) file.
+
+    Raises:
+        UserError: the file is missing, is of another kind, is damaged, or has no end-of-document token.
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in (".model", ".json"):
+        raise UserError(
+            f"tokenizer '{path}': expected a SentencePiece '.model' or a Hugging Face 'tokenizer.json' file"
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer '{path}': {error.strerror}") from None
+    try:
+        tokenizer = SentencePieceTokenizer(content) if path.suffix == ".model" else HuggingFaceTokenizer(path, content)
+    except UserError:
+        raise
+    except Exception as error:  # both libraries raise their bare base classes
+        raise UserError(f"tokenizer '{path}' cannot be read ({error}): it is damaged or of another kind") from None
+    if min(tokenizer.bos_id, tokenizer.eos_id) < 0:
+        raise UserError(f"tokenizer '{path}' has no end-of-document token")
+    return tokenizer
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """SentencePiece (1808.06226)."""
+
+    def __init__(self, content: bytes):
+        if not content:
+            raise ValueError("the file is empty")
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        self.vocab_size = self._model.vocab_size()
+        self.eos_id = self._model.eos_id()
+        self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else self.eos_id
+        self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
+        self.fingerprint = hashlib.blake2b(content, digest_size=16).hexdigest()
+        # SentencePiece reads a literal U+2581 as a space. Where the model has bytes, and adds no space of its
+        # own at the start (which would be repeated after each cut), the character is spelled in bytes
+        # instead.
+        self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._exact = all(map(self._model.is_byte, self._space_ids)) and self._model.normalize("a") == "a"
+
+    def encode(self, text: str) -> list[int]:
+        if not (self._exact and SPACE in text):
+            return self._model.encode(text)
+        ids, *rest = map(self._model.encode, text.split(SPACE))
+        for part in rest:
+            ids += self._space_ids + part
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids)
+
+    def token_id(self, name: str) -> int | None:
+        i = self._model.piece_to_id(name)
+        return i if self._model.id_to_piece(i) == name else None
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json`; a `tokenizer_config.json` beside it says which tokens begin, end and pad."""
+
+    def __init__(self, path: Path, content: bytes):
+        self._model = tokenizers.Tokenizer.from_str(content.decode())
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True  # text that spells a special token stays text
+        self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+        beside = path.with_name("tokenizer_config.json")
+        named = json.loads(beside.read_text()) if beside.is_file() else {}
+        self.eos_id = self._special("eos", named, -1)
+        self.bos_id = self._special("bos", named, self.eos_id)
+        self.pad_id = self._special("pad", named, self.eos_id)
+        ids = f"{self.bos_id},{self.eos_id},{self.pad_id}".encode()
+        self.fingerprint = hashlib.blake2b(content + ids, digest_size=16).hexdigest()
+
+    def _special(self, role: str, named: dict[str, Any], default: int) -> int:
+        token = named.get(f"{role}_token")
+        spellings = [token["content"] if isinstance(token, dict) else token] if token else USUAL[role]
+        found = (self._model.token_to_id(spelling) for spelling in spellings)
+        return next((i for i in found if i is not None), default)
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids, skip_special_tokens=True)
+
+    def token_id(self, name: str) -> int | None:
+        return self._model.token_to_id(name)
+
+
+class StreamDecoder:
+    """Decodes ids as they come and gives only text that later ids cannot change.
+
+    A character may be spread over several tokens, and a tokenizer may treat the first token of a text
+    differently; so each new piece of text is what the last finished ids and the new ones decode to, beyond
+    what the former alone do. All that `feed` and `finish` returned, joined, is `decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def feed(self, *ids: int) -> str:
+        """The text that `ids` make final; empty while a character is incomplete."""
+        self._pending += ids
+        text = self._new_text()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._context, self._pending = self._pending, []
+        return text
+
+    def finish(self) -> str:
+        """What was held back: the replacement character for bytes that no character begins with."""
+        text = self._new_text()
+        self._context, self._pending = [], []
+        return text
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._pending)[len(before) :]

@@ -1,0 +1,1 @@
+"""Text from a model: sampling, the loop over tokens, and text that is final as it streams."""

@@ -1,0 +1,1 @@
+"""Transformers: a table of parameters, thin Linen modules that declare them, and presets of known sizes."""

@@ -1,0 +1,96 @@
+"""What a model costs, in closed form from its parameter table: parameters, FLOPs a token, bytes of state."""
+
+from typing import NamedTuple
+
+from jaxllm.config import OptimizerConfig, TransformerConfig
+from jaxllm.models.table import Param, decoder_table
+
+FLOAT32 = 4
+"""Bytes of a parameter, a gradient and a moment."""
+
+FACTORED = 128
+"""Adafactor factors the second moment of a leaf whose two longest axes have at least this length (optax's default)."""
+
+
+class Flops(NamedTuple):
+    """Floating-point operations for one token of training; the forward pass is a third of them."""
+
+    matrices: int
+    """6 for each weight that a token is multiplied with: 2 forward and 4 backward (2001.08361)."""
+    attention: int
+    """Scores and weighted values, for the keys that a token sees on average in a row without padding."""
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.matrices + self.attention
+
+
+class Memory(NamedTuple):
+    """Bytes of the arrays that live from step to step, over all devices; activations are not counted."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    ema: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+def count_parameters(config: TransformerConfig) -> int:
+    """Parameters of a decoder; a tied head is counted once."""
+    return sum(leaf.size for leaf in decoder_table(config).values())
+
+
+def parameters_by_module(config: TransformerConfig) -> dict[str, int]:
+    """`{path: parameters}`, where kernel, bias and scale of one module are added and layers are summed."""
+    modules: dict[str, int] = {}
+    for path, leaf in decoder_table(config).items():
+        module, _, name = path.rpartition("/")
+        key = module if name in ("kernel", "bias", "scale") else path
+        modules[key] = modules.get(key, 0) + leaf.size
+    return modules
+
+
+def flops_per_token(config: TransformerConfig, sequence_length: int) -> Flops:
+    """Training FLOPs for one token of a full row.
+
+    Looking up an embedding is free, the head is a product (tied or not), and norms, biases, softmax and
+    recomputation are left out, as is usual for model FLOPs utilisation (2204.02311). Attention is counted
+    causally: `(T + 1) / 2` keys on average, or fewer in a sliding window. Packing documents into a row makes
+    it less still, which is not counted.
+    """
+    table = decoder_table(config)
+    weights = sum(leaf.size for leaf in table.values() if leaf.is_matrix)
+    if config.tied_embeddings:
+        weights += table["embedding/tokens"].size
+    window = min(config.sliding_window or sequence_length, sequence_length)
+    keys_seen = window * (window + 1) // 2 + (sequence_length - window) * window  # by all tokens of a row
+    products = 2 * config.layers * config.heads * config.head_dim  # weights of q k' and of p v, for one key
+    return Flops(6 * weights, 6 * products * keys_seen // sequence_length)
+
+
+def memory(model: TransformerConfig, optimizer: OptimizerConfig, ema: bool = False) -> Memory:
+    """Bytes of parameters, gradients, optimizer state and moving average, all float32.
+
+    AdamW holds two moments, Lion one, Adafactor one row and one column for each large matrix, and Muon one
+    moment for the matrices of the blocks and two for everything else.
+    """
+    table = decoder_table(model)
+    parameters = FLOAT32 * count_parameters(model)
+    moments = FLOAT32 * sum(_moments(leaf, optimizer.kind) for leaf in table.values())
+    return Memory(parameters, parameters, moments, parameters if ema else 0)
+
+
+def _moments(leaf: Param, kind: str) -> int:
+    """Numbers that the optimizer keeps for one leaf."""
+    if kind == "adafactor":
+        *_, second, first = (0, *sorted(leaf.shape))
+        factored = second >= FACTORED
+        return leaf.size // first + leaf.size // second if factored else leaf.size
+    if kind == "lion" or (kind == "muon" and leaf.is_matrix and leaf.axes[0] == "L"):
+        return leaf.size
+    return 2 * leaf.size

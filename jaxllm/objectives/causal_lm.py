@@ -1,0 +1,40 @@
+"""Next-token prediction."""
+
+from collections.abc import Mapping
+
+import jax
+
+from jaxllm.common.trees import Tree
+from jaxllm.models.decoder import Decoder, head_kernel
+from jaxllm.objectives.cross_entropy import cross_entropy
+
+
+def causal_lm_loss(
+    model: Decoder,
+    params: Tree,
+    batch: Mapping[str, jax.Array],
+    dropout_key: jax.Array | None,
+    *,
+    chunk: int,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """The loss of a batch of `tokens`, `targets`, `weights`, `segments` and `positions`, each `[B, T]`.
+
+    Returns:
+        `(loss_sum, weight_sum, metrics)` as `cross_entropy` does.
+    """
+    hidden_BTD, _ = model.apply(
+        {"params": params}, batch["tokens"], batch["positions"], batch["segments"], dropout_key=dropout_key
+    )
+    owner = "embedding" if model.config.tied_embeddings else "head"
+    head = head_kernel({owner: model.at_use(owner, params[owner])}, model.config)
+    with jax.named_scope("loss"):
+        return cross_entropy(
+            hidden_BTD,
+            head,
+            batch["targets"],
+            batch["weights"],
+            chunk=chunk,
+            z_loss=z_loss,
+            softcap=model.config.logit_softcap,
+        )

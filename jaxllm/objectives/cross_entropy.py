@@ -1,0 +1,136 @@
+"""Cross-entropy over a large vocabulary without ever holding the logits of a whole batch.
+
+The gradient with respect to the logits is known as soon as they are, so the forward pass of differentiation
+also computes both gradients chunk by chunk, and the logits are never made twice (as rematerialisation would).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.layers.shards import along_batch, sharding_of
+
+
+class _Options(NamedTuple):
+    chunk: int
+    z_loss: float
+    softcap: float | None
+
+
+def cross_entropy(
+    hidden_BTD: jax.Array,
+    kernel_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    chunk: int = 1024,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Weighted sum over tokens of `log Z - logit[target] + z_loss * (log Z)^2`, in float32 nats.
+
+    Args:
+        hidden_BTD: final hidden states; their type is that of the products.
+        kernel_DV: the head.
+        targets_BT: ids.
+        weights_BT: 0 drops a token.
+        chunk: tokens on one device whose logits exist at once.
+        z_loss: weight of the penalty that keeps log Z near 0 (2204.02311 uses 1e-4).
+        softcap: logits become `cap * tanh(logits / cap)` (2408.00118).
+
+    Returns:
+        The loss sum, the sum of weights, and `{"nll": the sum without the penalty}`.
+    """
+    options = _Options(chunk, z_loss, softcap)
+    total, nll = _loss(options, hidden_BTD, kernel_DV.astype(hidden_BTD.dtype), targets_BT, weights_BT)
+    return total, jnp.sum(weights_BT), {"nll": jax.lax.stop_gradient(nll)}
+
+
+def _split(x: jax.Array, chunks: int) -> jax.Array:
+    """`[B, T, ...] -> [C, B, T / C, ...]`, padded with zeros; the batch axis keeps its sharding."""
+    B, T = x.shape[:2]
+    size = -(-T // chunks)
+    x = jnp.pad(x, ((0, 0), (0, chunks * size - T)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(B, chunks, size, *x.shape[2:]), 1, 0)
+
+
+def _chunks(hidden_BTD: jax.Array, chunk: int) -> int:
+    sharding = jax.typeof(hidden_BTD).sharding
+    B, T, _ = hidden_BTD.shape if sharding.mesh.empty else sharding.shard_shape(hidden_BTD.shape)
+    return min(T, -(-B * T // chunk))
+
+
+def _chunk_loss(
+    options: _Options, kernel_DV: jax.Array, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Both sums of one chunk, and what the gradient needs: logits, log Z, one-hot mask, slope of the cap."""
+    # float32: the loss is a difference of numbers of the size of log Z.
+    logits = jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    slope = None
+    if options.softcap is not None:
+        bounded = jnp.tanh(logits / options.softcap)
+        logits, slope = options.softcap * bounded, 1.0 - bounded * bounded
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    log_z = (top + jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True)))[..., 0]
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=sharding_of(logits))
+    hit = ids == targets_BT[..., None]
+    nll = jnp.sum(weights_BT * (log_z - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)))
+    total = nll + options.z_loss * jnp.sum(weights_BT * log_z * log_z)
+    return total, nll, (logits, log_z, hit, slope)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(
+    options: _Options, hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    chunks = _chunks(hidden_BTD, options.chunk)
+
+    def add(sums: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        total, nll, _ = _chunk_loss(options, kernel_DV, *xs)
+        return (sums[0] + total, sums[1] + nll), None
+
+    zero = jnp.zeros((), jnp.float32)
+    xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
+    return jax.lax.scan(add, (zero, zero), xs)[0]
+
+
+def _loss_forward(
+    options: _Options, hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    chunks = _chunks(hidden_BTD, options.chunk)
+    kernel_sharding = sharding_of(kernel_DV)
+
+    def add(carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+        x_BTD, _, weights = xs
+        total, nll, (logits, log_z, hit, slope) = _chunk_loss(options, kernel_DV, *xs)
+        probability = jnp.exp(logits - log_z[..., None]) * (1.0 + 2.0 * options.z_loss * log_z)[..., None]
+        d_logits = (probability - hit) * weights[..., None]
+        if slope is not None:
+            d_logits *= slope
+        d_logits = d_logits.astype(x_BTD.dtype)
+        dx = jnp.einsum("BTV,DV->BTD", d_logits, kernel_DV, out_sharding=along_batch(x_BTD, 3))
+        d_kernel = jnp.einsum(
+            "BTD,BTV->DV", x_BTD, d_logits, preferred_element_type=jnp.float32, out_sharding=kernel_sharding
+        )
+        return (carry[0] + total, carry[1] + nll, carry[2] + d_kernel), dx
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jnp.zeros_like(kernel_DV, dtype=jnp.float32))
+    xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
+    (total, nll, d_kernel), dx = jax.lax.scan(add, start, xs)
+    B, T, D = hidden_BTD.shape
+    dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(B, -1, D)[:, :T]
+    return (total, nll), (dx_BTD, d_kernel.astype(kernel_DV.dtype))
+
+
+def _loss_backward(
+    options: _Options, saved: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array | None, ...]:
+    dx_BTD, d_kernel = saved
+    scale = cotangents[0]
+    return dx_BTD * scale.astype(dx_BTD.dtype), d_kernel * scale.astype(d_kernel.dtype), None, None
+
+
+_loss.defvjp(_loss_forward, _loss_backward)

@@ -1,0 +1,1 @@
+"""Training: optimizer and schedule, state, the jitted step, checkpoints, metrics and the loop."""

@@ -1,0 +1,95 @@
+"""Loss on held-out text."""
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import chain, islice, pairwise, takewhile
+from typing import NamedTuple
+
+import jax
+
+from jaxllm.common.trees import Tree
+from jaxllm.config import RunConfig
+from jaxllm.data.loader import Batch, Loader
+from jaxllm.objectives.causal_lm import causal_lm_loss
+from jaxllm.train.step import make_model
+
+
+class HeldOut(NamedTuple):
+    """A sum over held-out tokens."""
+
+    nats: float
+    tokens: int
+    bytes: float
+    """Of UTF-8; for a part of the held-out set, its share of the tokens of all its bytes."""
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes
+
+    def joined(self, other: "HeldOut") -> "HeldOut":
+        """Both together."""
+        return HeldOut(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """As a line of metrics."""
+        names = ("loss", "perplexity", "bits_per_byte", "tokens")
+        return {f"{prefix}_{name}": getattr(self, name) for name in names}
+
+
+class Evaluator:
+    """Evaluates parameters on the loader's held-out rows, without dropout and in the run's compute type."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        loader: Loader,
+        place: Callable[[Batch], dict[str, jax.Array]],
+        stop: Callable[[], bool],
+    ):
+        """
+        Args:
+            config: the run.
+            loader: has the held-out rows.
+            place: puts a batch on the devices.
+            stop: is asked before each batch whether to leave it.
+        """
+        self._loader, self._place, self._stop = loader, place, stop
+        self._pairs = loader.validation_plan.pairs
+        # As many rows as a microbatch has: what the training step has memory for, and what the mesh divides.
+        self._rows = config.train.batch_size // config.train.accumulate
+        self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
+        model, chunk = make_model(config), config.train.loss_chunk
+
+        def sums(params: Tree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            _, weight, metrics = causal_lm_loss(model, params, batch, None, chunk=chunk)
+            return metrics["nll"], weight
+
+        self._sums = jax.jit(sums)
+
+    def __call__(self, params: Tree, whole: bool) -> tuple[HeldOut | None, HeldOut | None]:
+        """The capped part of the held-out set, always the same; and, if `whole`, all of it.
+
+        Both are none where nothing is held out, and when it was stopped.
+        """
+        batches = self._loader.validation_batches(self._rows)
+        part = self._sum(params, islice(batches, self._part))
+        rest = self._sum(params, batches if whole else ())
+        if not part.tokens or self._stop():
+            return None, None
+        return part, part.joined(rest) if whole else None
+
+    def _sum(self, params: Tree, batches: Iterable[Batch]) -> HeldOut:
+        nats, tokens = 0.0, 0  # on the host: float32 would lose tokens of a large set
+        running = (self._sums(params, self._place(b)) for b in takewhile(lambda _: not self._stop(), batches))
+        for (nll, weight), _ in pairwise(chain(running, (None,))):  # one late: the device has work meanwhile
+            nats, tokens = nats + float(nll), tokens + int(weight)
+        return HeldOut(nats, tokens, self._loader.corpus.validation.bytes * tokens / max(1, self._pairs))

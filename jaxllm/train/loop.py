@@ -1,0 +1,296 @@
+"""The training loop: batches in, metrics one step late, evaluation, checkpoints, and a clean stop."""
+
+import contextlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jaxllm.common.trees import Tree
+from jaxllm.config import RunConfig, UserError
+from jaxllm.data.corpus import Corpus
+from jaxllm.data.loader import Batch, Loader
+from jaxllm.sharding.mesh import make_mesh
+from jaxllm.sharding.rules import BATCH
+from jaxllm.train.checkpoint import Checkpoints, Info
+from jaxllm.train.evaluate import Evaluator, HeldOut
+from jaxllm.train.interrupt import Interrupt
+from jaxllm.train.metrics import Journal, Meter, read_metrics
+from jaxllm.train.plot import plot_loss
+from jaxllm.train.report import Report
+from jaxllm.train.run_folder import save_config, writing_in
+from jaxllm.train.state import abstract_state, initial_state
+from jaxllm.train.step import Metrics, make_step
+from jaxllm.validation import validate
+
+PROFILE_AFTER = 10
+"""Steps before the profiler starts, since the first ones are not like the rest."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    step: int
+    """Optimizer steps done in all."""
+    params: Tree
+    """The parameters, or their moving average where the run keeps one."""
+    signal: int | None
+    """The signal that stopped the run before its end, or none."""
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    corpus: Corpus,
+    report: Report,
+    *,
+    step: int | None = None,
+    allow_change: bool = False,
+) -> Outcome:
+    """Trains to `config.train.steps`, from the latest checkpoint in `folder` if there is one.
+
+    Ctrl-C and SIGTERM end the run after the step in flight, with a checkpoint and a picture.
+
+    Args:
+        config: the run.
+        folder: its folder, made by `run_folder.create`.
+        corpus: the text, tokenised.
+        report: is told how it goes.
+        step: go on from this checkpoint in place of the latest; later ones are deleted.
+        allow_change: go on although the text is not what it was.
+
+    Raises:
+        UserError: a batch, vocabulary or mesh that does not fit; a checkpoint that is damaged or does not fit; a
+            folder that cannot be written; a loss that is not finite.
+    """
+    with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        checkpoints = stack.enter_context(Checkpoints(folder, config.checkpoint.keep))
+        loop = _Loop(config, folder, corpus, report, checkpoints, interrupt)
+        stack.enter_context(jax.set_mesh(loop.mesh))
+        loop.start(step, allow_change)
+        stack.enter_context(loop.journal)
+        stack.enter_context(loop.profile)
+        stack.enter_context(report.live(config.train.steps))
+        if loop.info.step < config.train.steps:
+            loop.run()
+        loop.finish()
+    return Outcome(loop.info.step, loop.params, interrupt.signal)
+
+
+class _Loop:
+    """Where a run stands (`state`, `info`), and the parts that it needs to go on."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        corpus: Corpus,
+        report: Report,
+        checkpoints: Checkpoints,
+        interrupt: Interrupt,
+    ):
+        self.config, self.folder, self.corpus = config, folder, corpus
+        self.report, self.checkpoints, self.interrupt = report, checkpoints, interrupt
+        validate(config, jax.device_count())
+        _check_vocabulary(config, corpus)
+        self.mesh = make_mesh(config.mesh)
+        self.loader = Loader(corpus, config.data, config.train.batch_size, config.seed)
+        self.evaluator = Evaluator(config, self.loader, self.place, self.stopping)
+        self.profile = contextlib.ExitStack()
+        self.unread: tuple[int, Metrics] | None = None
+
+    @property
+    def params(self) -> Tree:
+        """What is evaluated and sampled."""
+        return self.state.params if self.state.ema is None else self.state.ema
+
+    def place(self, batch: Batch) -> dict[str, jax.Array]:
+        return jax.device_put(batch, NamedSharding(self.mesh, BATCH))
+
+    def stopping(self) -> bool:
+        return self.interrupt.signal is not None
+
+    def start(self, step: int | None, allow_change: bool) -> None:
+        """Restores the wanted checkpoint, or makes the first state, and forgets what is later."""
+        steps = self.checkpoints.steps()
+        if step is None and not steps:
+            self.info = Info(0, 0, self.corpus.key, self.corpus.tokenizer.fingerprint)
+            self.state = initial_state(self.config, self.mesh)
+        else:
+            abstract = abstract_state(self.config, self.mesh)
+            self.state, info = self.checkpoints.restore(abstract, steps[-1] if step is None else step)
+            self.info = _checked_text(info, self.corpus, allow_change)
+            self.report.say(f"going on from step {info.step} of {self.config.train.steps} in '{self.folder}'")
+        with writing_in(self.folder):
+            save_config(self.folder, self.config)
+            self.checkpoints.forget_after(self.info.step)
+            self.journal = Journal(self.folder, self.info.step)
+
+    def run(self) -> None:
+        """Steps until the last, or until a signal comes."""
+        step_program = self.compile()
+        first, last = self.info.step + 1, self.config.train.steps
+        if _is_due(self.config.eval.every, first - 1) and not self.is_written("held_out_loss"):
+            self.evaluate()  # it was left out for a signal
+        self.meter = Meter(self.config, self.loader, steps=last - first + 1)
+        with contextlib.closing(self.loader.iterate(first - 1)) as batches:
+            for step in range(first, last + 1):
+                if self.stopping():
+                    break
+                self.checkpoints.check()
+                self.trace(step - first)
+                self.state, metrics = step_program(self.state, self.place(next(batches)))
+                self.read()  # the step before this one, which the device now works on
+                self.unread = step, metrics
+                if step < last:
+                    self.visit(step)
+        self.read()
+
+    def is_written(self, name: str) -> bool:
+        """Whether the metrics of this step have that name."""
+        return any(line["step"] == self.info.step and name in line for line in read_metrics(self.folder))
+
+    def compile(self) -> Any:
+        """The training step as a program for exactly this state and batch."""
+        began = time.perf_counter()
+        sharding = NamedSharding(self.mesh, BATCH)
+        batch = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            for name, x in self.loader.batch(self.info.step).items()
+        }
+        step: Any = make_step(self.config, self.mesh)
+        program = step.lower(abstract_state(self.config, self.mesh), batch).compile()
+        self.report.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+        return program
+
+    def read(self) -> None:
+        """Waits for the step that was not read yet, and writes down what came of it.
+
+        Raises:
+            UserError: its loss or gradient is not finite, and the run does not skip such steps.
+        """
+        if self.unread is None:
+            return
+        (step, on_device), self.unread = self.unread, None
+        metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        if not metrics["finite"] and not self.config.train.skip_nonfinite:
+            what = f"the loss is {metrics['loss']}, its gradient's norm {metrics['grad_norm']}"
+            raise self.not_finite(step, what)
+        self.info = replace(self.info, step=step, tokens=self.info.tokens + round(metrics["tokens"]))
+        self.meter.step(metrics["tokens"])
+        if step == 1 or step % self.config.log_every == 0 or step == self.config.train.steps:
+            line = self.meter.line(metrics, self.info.tokens)
+            self.journal.write(step, line)
+            self.report.progress(step, line, self.meter.seconds_left())
+
+    def visit(self, step: int) -> None:
+        """Evaluates and saves, if it is time for either."""
+        evaluates, saves = _is_due(self.config.eval.every, step), _is_due(self.config.checkpoint.every, step)
+        if evaluates or saves:
+            self.read()
+            held_out = self.evaluate() if evaluates else None
+            if saves:
+                self.save(held_out)
+            self.meter.restart()
+
+    def evaluate(self, whole: bool = False) -> HeldOut | None:
+        """Writes down and returns the loss on the capped part of the held-out text; if `whole`, also on all of it."""
+        part, everything = self.evaluator(self.params, whole)
+        for prefix, name, result in (("held_out", "held out", part), ("final", "held out, all of it", everything)):
+            if result is not None:
+                self.journal.write(self.info.step, result.metrics(prefix))
+                self.report.say(
+                    f"step {self.info.step}  {name}: {result.bits_per_byte:.4f} bits/byte  "
+                    f"loss {result.loss:.4f}  perplexity {result.perplexity:.2f}"
+                )
+        return part
+
+    def save(self, held_out: HeldOut | None) -> None:
+        """Starts to write a checkpoint of the state, which must be finite: a polluted one would be the last."""
+        if not _all_finite(self.state):
+            raise self.not_finite(self.info.step, "the state after it is not finite, though its loss is")
+        self.checkpoints.save(self.state, replace(self.info, held_out_loss=held_out and held_out.loss))
+
+    def finish(self) -> None:
+        """The last evaluation, checkpoint and picture; after a signal all but the first."""
+        step, held_out = self.info.step, None
+        if self.stopping():
+            self.report.say(f"stopping: writing a checkpoint of step {step}")
+        elif self.is_written("final_loss"):
+            self.report.say(f"this run has already reached its last step, {step}; --name starts another")
+        else:
+            held_out = self.evaluate(whole=True)
+        self.checkpoints.wait()
+        if step not in self.checkpoints.steps():
+            self.save(held_out)
+            self.checkpoints.wait()
+        with writing_in(self.folder):
+            plot_loss(read_metrics(self.folder), self.folder / "loss.png", self.config.name)
+        if self.stopping():
+            self.report.say(f"stopped after step {step}; to go on: jaxllm train {self.folder}")
+
+    def trace(self, done: int) -> None:
+        """Opens and closes the profiler, `done` steps into this process."""
+        if self.config.profile_steps == 0:
+            return
+        if done == PROFILE_AFTER:
+            self.profile.enter_context(jax.profiler.trace(str(self.folder / "profile")))
+        elif done == PROFILE_AFTER + self.config.profile_steps:
+            jax.block_until_ready(self.state)
+            self.profile.close()
+
+    def not_finite(self, step: int, what: str) -> UserError:
+        """The error that ends a run at `step`, when everything that was good is saved."""
+        self.checkpoints.wait()
+        names = self.loader.documents(step - 1)
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        saved = self.checkpoints.steps()
+        last = "there is no checkpoint yet"
+        if saved:
+            last = f"the last good checkpoint is '{self.checkpoints.folder / str(saved[-1])}'"
+        return UserError(
+            f"step {step}: {what}; {last}. The step's batch holds {', '.join(names[:20])}{more}. Go on with a lower "
+            "--optimizer.learning-rate or with --train.skip-nonfinite (either needs --allow-change)"
+        )
+
+
+def _is_due(every: int, step: int) -> bool:
+    return step > 0 and every > 0 and step % every == 0
+
+
+@jax.jit
+def _all_finite(tree: Tree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def _checked_text(info: Info, corpus: Corpus, allow_change: bool) -> Info:
+    """`info`, with the corpus that the run goes on with.
+
+    Raises:
+        UserError: the tokenizer is another one; or the text is, and no change is allowed.
+    """
+    if info.tokenizer != corpus.tokenizer.fingerprint:
+        raise UserError(
+            f"tokenizer '{corpus.tokenizer_path}' is not the one that this run was trained with: put that one back"
+        )
+    if info.corpus != corpus.key and not allow_change:
+        raise UserError(
+            "the text is not what this run was trained on so far (a file, or Python's own library, has changed); "
+            "put it back, or go on with the new text by --allow-change"
+        )
+    return replace(info, corpus=corpus.key)
+
+
+def _check_vocabulary(config: RunConfig, corpus: Corpus) -> None:
+    pieces = corpus.tokenizer.vocab_size
+    if pieces > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size}: the tokenizer '{corpus.tokenizer_path}' has {pieces} "
+            f"pieces; --model.vocab-size {pieces} would do"
+        )

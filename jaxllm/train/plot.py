@@ -1,0 +1,36 @@
+"""The picture of a run's loss."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draws bits a byte of training and held-out text over the steps, from lines of `metrics.jsonl`, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def curve(name: str) -> tuple[list[int], list[float]]:
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(*curve("bits_per_byte"), color="#9db4c8", linewidth=1, label="training")
+    steps, values = curve("held_out_bits_per_byte")
+    if steps:
+        axes.plot(steps, values, color="#c2410c", linewidth=2, marker="o", markersize=3, label="held out")
+    steps, values = curve("final_bits_per_byte")
+    if steps:
+        axes.plot(steps[-1:], values[-1:], "*", color="#c2410c", markersize=11, label="held out, all of it")
+        axes.annotate(f"{values[-1]:.3f}", (steps[-1], values[-1]), (-4, 8), textcoords="offset points", ha="right")
+    axes.set(xlabel="step", ylabel="bits a byte", title=title)
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    writing = path.with_suffix(".writing")
+    figure.savefig(writing, format="png")
+    os.replace(writing, path)

@@ -1,0 +1,78 @@
+"""What a person sees of a run: a live line on a terminal, plain lines elsewhere, and both kept in `log.txt`."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from jaxllm.train.run_folder import writing_in
+
+Values = Mapping[str, float | None]
+
+
+class Report:
+    """Prints and logs. A context that holds `log.txt` open."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._console = Console()
+        with writing_in(folder):
+            # Unbuffered: nothing is left that could fail when it is closed.
+            self._log = open(folder / "log.txt", "ab", buffering=0)  # noqa: SIM115  closed by __exit__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._log.close()
+
+    def say(self, text: str) -> None:
+        """A sentence that stays."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._write(text)
+
+    @contextlib.contextmanager
+    def live(self, steps: int) -> Iterator[None]:
+        """Within it a terminal shows a bar and the latest progress, under what is said."""
+        bar = TextColumn("{task.completed}/{task.total}"), BarColumn(bar_width=None), TextColumn("{task.description}")
+        shown = self._console.is_terminal
+        with Progress(*bar, console=self._console, transient=True, expand=True, disable=not shown) as self._bar:
+            self._task = self._bar.add_task("", total=steps, visible=False)
+            yield
+
+    def progress(self, step: int, values: Values, seconds_left: float) -> None:
+        """Training metrics; on a terminal they take the place of those before."""
+        total = self._bar.tasks[self._task].total
+        text = progress_line(values, seconds_left)
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=step, description=text, visible=True)
+            self._write(f"step {step}/{total:.0f}  {text}")
+        else:
+            self.say(f"step {step}/{total:.0f}  {text}")
+
+    def _write(self, text: str) -> None:
+        with writing_in(self._folder):
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n".encode())
+
+
+def progress_line(values: Values, seconds_left: float) -> str:
+    """`loss 3.412  2.310 bits/byte  12,345 tokens/s  MFU 41.2 %  3:12 left`; what is not known is left out."""
+    parts = [f"loss {values['loss']:.4f}", f"{values['bits_per_byte']:.4f} bits/byte"]
+    parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    if values["mfu"] is not None:
+        parts.append(f"MFU {values['mfu']:.1%}")
+    if values["skipped"]:
+        parts.append(f"{values['skipped']:.0f} skipped")
+    return "  ".join([*parts, f"{duration(seconds_left)} left"])
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:34` or `5:01:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

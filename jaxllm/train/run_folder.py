@@ -1,0 +1,158 @@
+"""The folder of a run: its resolved configuration and tokenizer, and who may write in it.
+
+config.json  tokenizer.model (or .json)  metrics.jsonl  events/  checkpoints/  log.txt  loss.png  profile/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
+
+HARMLESS = (
+    *("name:", "output:", "log_every:", "profile_steps:", "data.cache_dir:", "data.workers:"),
+    *("eval.", "checkpoint.", "mesh."),
+)
+"""How lines of `differences` begin that a resumed run need not ask for: they do not change what is learned."""
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where a run lives: `output`, or `runs/<name>`."""
+    return Path(config.output).expanduser() if config.output else Path("runs", config.name)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """True for what `create` has made."""
+    return (folder / "config.json").is_file()
+
+
+def saved_config(folder: Path) -> RunConfig:
+    """The configuration of the run in `folder`, with `output` set to where it was found.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        config = from_dict(RunConfig, json.loads(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"'{folder}' is not a run folder: cannot read '{path}': {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a configuration: {error}") from None
+    return replace(config, output=str(folder))
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """`field: old -> new` for each difference that changes what is learned."""
+    return [line for line in differences(old, new) if not line.startswith(HARMLESS)]
+
+
+def saved_tokenizer(folder: Path) -> Path:
+    """The run's copy of its tokenizer.
+
+    Raises:
+        UserError: it is gone.
+    """
+    for name in ("tokenizer.model", "tokenizer.json"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"run folder '{folder}': its tokenizer (tokenizer.model or tokenizer.json) is missing")
+
+
+def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfig:
+    """The tokenizer to use for a run in `folder`: its own copy if it is there already, else that of `config`.
+
+    Raises:
+        UserError: the run that is there has another result by its configuration, and no change is allowed; or its
+            tokenizer would change, or is gone.
+    """
+    if not is_run_folder(folder):
+        return config.tokenizer
+    changed = changes(saved_config(folder), config)
+    if fixed := [line for line in changed if line.startswith("tokenizer.")]:
+        raise UserError(f"the tokenizer of the run in '{folder}' cannot change:" + _listed(fixed))
+    if changed and not allow_change:
+        raise UserError(
+            f"these changes to the run in '{folder}' change its result:{_listed(changed)}\n"
+            "go on with them by --allow-change, or start another run with --name or --output"
+        )
+    return TokenizerConfig(path=str(saved_tokenizer(folder)))
+
+
+def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
+    """Makes a run folder with a configuration and a copy of a tokenizer, whole or not at all.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    folder = folder.absolute()
+    writing = folder.with_name(f".{folder.name}.writing")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        save_config(writing, config)
+        shutil.copyfile(tokenizer, writing / f"tokenizer{tokenizer.suffix}")
+        beside = tokenizer.with_name("tokenizer_config.json")  # names the special tokens of a tokenizer.json
+        if tokenizer.suffix == ".json" and beside.is_file():
+            shutil.copyfile(beside, writing / beside.name)
+        os.rename(writing, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run folder '{folder}': {error.strerror}; choose another with --output or --name"
+        ) from error
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def save_config(folder: Path, config: RunConfig) -> None:
+    """Writes `config.json`, in place of the one that is there."""
+    writing = folder / "config.json.writing"
+    writing.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    os.replace(writing, folder / "config.json")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a second process from training in the same folder; a process that dies holds nothing.
+
+    Raises:
+        UserError: another process trains in it, or it cannot be written.
+    """
+    with writing_in(folder):
+        file = open(folder / "log.txt", "a")  # noqa: SIM115  closed below
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in '{folder}'") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """What a disk that is full, or a folder that is read-only, says to the user.
+
+    Raises:
+        UserError: the block could not read or write a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write in the run folder '{folder}': {error.strerror}; what was saved is whole: make room or mend "
+            "the folder, and run the same command again"
+        ) from error
+
+
+def _listed(lines: list[str]) -> str:
+    return "".join(f"\n  {line}" for line in lines)

@@ -1,0 +1,72 @@
+"""The state of a run: made abstractly, then born already cut along the mesh."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.common.rng import named_key
+from jaxllm.common.trees import Tree
+from jaxllm.config import RunConfig
+from jaxllm.models.decoder import initial
+from jaxllm.models.table import decoder_table
+from jaxllm.sharding.rules import param_specs
+from jaxllm.train.optimizer import make_optimizer
+
+
+class State(NamedTuple):
+    """Everything that a step changes and a checkpoint holds."""
+
+    step: jax.Array
+    """Optimizer steps done, skipped ones included; int32."""
+    params: Tree
+    """Float32."""
+    opt_state: Any
+    """optax's, cut like the parameters."""
+    ema: Tree | None
+    """Moving average of the parameters, or none."""
+    skipped: jax.Array
+    """Steps that were not finite and left everything as it was; int32."""
+
+
+def run_optimizer(config: RunConfig) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a run."""
+    return make_optimizer(config.optimizer, config.train.steps, decoder_table(config.model))
+
+
+def _create(config: RunConfig, key: jax.Array) -> State:
+    table = decoder_table(config.model)
+    params = jax.sharding.reshard(initial(named_key(key, "params"), table), param_specs(table))
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=run_optimizer(config).init(params),
+        ema=None if config.train.ema_decay is None else jax.tree.map(jnp.copy, params),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(config: RunConfig, mesh: Mesh) -> State:
+    """Shapes, types and shardings of the state, without a byte of it.
+
+    Under explicit axes zeros made like a parameter are cut like it, so that the optimizer's state follows.
+    """
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda key: _create(config, key), jax.random.key(0))
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = P() if x.sharding is None else x.sharding.spec
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)
+
+
+def initial_state(config: RunConfig, mesh: Mesh) -> State:
+    """The state at step 0, a function of the configuration and its seed alone, whatever the mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
+    with jax.set_mesh(mesh):
+        make = jax.jit(lambda key: _create(config, key), out_shardings=shardings)
+        return make(jax.random.key(config.seed))

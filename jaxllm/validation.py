@@ -1,0 +1,260 @@
+"""What a configuration must satisfy beyond the types of its fields: all mistakes at once, before any compile."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jaxllm.config import (
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    TransformerConfig,
+    UserError,
+    from_dict,
+    to_dict,
+)
+
+
+class Range(NamedTuple):
+    """What a number may be; an open end is not reached."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = True
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies in the range; NaN lies in none."""
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.low_open else 'at least'} {self.low}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.high_open else 'at most'} {self.high}"
+
+
+COUNT = Range(1)
+NOT_NEGATIVE = Range(0)
+POSITIVE = Range(0, low_open=True)
+SHARE = Range(0, 1, high_open=False)
+DECAY = Range(0, 1)
+INSIDE = Range(0, 1, low_open=True)
+
+RANGES: dict[str, Range] = {
+    "seed": Range(0, 2**32),
+    "log_every": COUNT,
+    "profile_steps": NOT_NEGATIVE,
+    "model.vocab_size": COUNT,
+    "model.width": COUNT,
+    "model.layers": COUNT,
+    "model.heads": COUNT,
+    "model.kv_heads": COUNT,
+    "model.head_dim": COUNT,
+    "model.ffn": COUNT,
+    "model.max_positions": COUNT,
+    "model.norm_eps": POSITIVE,
+    "model.rope_theta": POSITIVE,
+    "model.attention_softcap": POSITIVE,
+    "model.logit_softcap": POSITIVE,
+    "model.sliding_window": COUNT,
+    "model.dropout": DECAY,
+    "model.init_std": POSITIVE,
+    "data.sequence_length": Range(2),
+    "data.validation_fraction": INSIDE,
+    "data.workers": NOT_NEGATIVE,
+    "tokenizer.vocab_size": COUNT,
+    "tokenizer.train_megabytes": POSITIVE,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.adam_learning_rate": POSITIVE,
+    "optimizer.b1": DECAY,
+    "optimizer.b2": DECAY,
+    "optimizer.eps": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.clip_norm": POSITIVE,
+    "optimizer.schedule.warmup_steps": NOT_NEGATIVE,
+    "optimizer.schedule.final_fraction": SHARE,
+    "optimizer.schedule.decay_fraction": SHARE,
+    "train.steps": COUNT,
+    "train.batch_size": COUNT,
+    "train.accumulate": COUNT,
+    "train.loss_chunk": COUNT,
+    "train.z_loss": NOT_NEGATIVE,
+    "train.ema_decay": INSIDE,
+    "eval.every": NOT_NEGATIVE,
+    "eval.max_tokens": COUNT,
+    "eval.sample_tokens": NOT_NEGATIVE,
+    "checkpoint.every": NOT_NEGATIVE,
+    "checkpoint.keep": COUNT,
+}
+"""Every number of a `RunConfig` but those of the mesh and of the sources, and what it may be."""
+
+CUT_BY = {"vocab_size": "tensor", "heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "width": "fsdp"}
+"""Sizes of the model and the mesh axis that divides each, as `sharding/rules.py` has them."""
+
+
+def validate(config: RunConfig, devices: int | None = None) -> None:
+    """Passes a configuration on which `problems` finds nothing.
+
+    Raises:
+        UserError: with all that was found, a line each.
+    """
+    found = problems(config, devices)
+    if found:
+        count = "a mistake" if len(found) == 1 else f"{len(found)} mistakes"
+        raise UserError("\n  ".join([f"{count} in the configuration:", *found]))
+
+
+def problems(config: RunConfig, devices: int | None = None) -> list[str]:
+    """Each mistake as `field = value: what it must be`; the mesh is held against `devices` where they are known."""
+    try:
+        from_dict(RunConfig, to_dict(config))
+    except UserError as error:
+        return str(error).splitlines()  # a wrong type: comparing it with anything could fail
+    return [
+        *_out_of_range(config),
+        *_name(config.name),
+        *_model(config.model),
+        *_sources(config.data),
+        *_schedule(config.optimizer, config.train.steps),
+        *_between_parts(config),
+        *_mesh(config, devices),
+    ]
+
+
+def _out_of_range(config: RunConfig) -> Iterator[str]:
+    for path, allowed in RANGES.items():
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        if value is not None and not allowed.holds(value):
+            yield f"{path} = {value}: must be {allowed}"
+
+
+def _name(name: str) -> Iterator[str]:
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        yield f"name = {name!r}: must name a folder, without '/'; for a path set output"
+
+
+def _model(model: TransformerConfig) -> Iterator[str]:
+    if not _is_multiple(model.heads, model.kv_heads):
+        fitting = [k for k in range(1, model.heads + 1) if model.heads % k == 0]
+        yield (
+            f"model.kv_heads = {model.kv_heads}: must divide model.heads = {model.heads}; "
+            f"{_two(fitting, model.kv_heads)} would do"
+        )
+    if model.positions == "rope" and model.head_dim % 2:
+        yield (
+            f"model.head_dim = {model.head_dim}: must be even, since RoPE rotates pairs; "
+            f"{_multiples(model.head_dim, 2)} would do"
+        )
+
+
+def _sources(data: DataConfig) -> Iterator[str]:
+    if not data.sources:
+        yield "data.sources is empty: give one source"
+    for i, source in enumerate(data.sources):
+        where = f"data.sources.{i}"
+        if source.kind == "stdlib" and source.path is not None:
+            yield f"{where}.path = {source.path!r}: kind 'stdlib' has none; set {where}.kind to what the path holds"
+        if source.kind != "stdlib" and not source.path:
+            wanted = "the name of a data set" if source.kind == "tfds" else "a file, a folder or a glob"
+            yield f"{where}.path = {source.path!r}: kind {source.kind!r} needs {wanted}"
+        if not NOT_NEGATIVE.holds(source.weight):
+            yield f"{where}.weight = {source.weight}: must be {NOT_NEGATIVE}"
+    if data.sources and not any(source.weight for source in data.sources):
+        yield "data.sources: every weight is 0; give one source a positive weight"
+
+
+def _schedule(optimizer: OptimizerConfig, steps: int) -> Iterator[str]:
+    schedule = optimizer.schedule
+    where = f"optimizer.schedule.warmup_steps = {schedule.warmup_steps}"
+    falling = round(steps * schedule.decay_fraction) if SHARE.holds(schedule.decay_fraction) else 0
+    if schedule.warmup_steps > steps > 0:
+        yield f"{where}: is more than train.steps = {steps}; at most {steps} would do"
+    elif schedule.kind == "wsd" and schedule.warmup_steps + falling > steps > 0:
+        yield (
+            f"{where}: leaves fewer than the {falling} steps that decay (optimizer.schedule.decay_fraction = "
+            f"{schedule.decay_fraction} of train.steps = {steps}); at most {steps - falling} would do"
+        )
+
+
+def _between_parts(config: RunConfig) -> Iterator[str]:
+    """What ties the model, the data and the tokenizer to each other."""
+    model, data, tokenizer, train = config.model, config.data, config.tokenizer, config.train
+    if data.sequence_length > model.max_positions > 0:
+        yield (
+            f"data.sequence_length = {data.sequence_length}: is more than model.max_positions = "
+            f"{model.max_positions}; at most {model.max_positions} would do"
+        )
+    if tokenizer.path is None and tokenizer.vocab_size > model.vocab_size > 0:
+        yield (
+            f"model.vocab_size = {model.vocab_size}: must hold the tokenizer; at least "
+            f"tokenizer.vocab_size = {tokenizer.vocab_size} would do"
+        )
+    if not _is_multiple(train.batch_size, train.accumulate):
+        yield (
+            f"train.batch_size = {train.batch_size}: must be a multiple of train.accumulate = "
+            f"{train.accumulate}; {_multiples(train.batch_size, train.accumulate)} would do"
+        )
+
+
+def _mesh(config: RunConfig, devices: int | None) -> Iterator[str]:
+    """The mesh by itself, then what it cuts. A -1 counts as 1 where the number of devices is not known."""
+    sizes: dict[str, int] = to_dict(config.mesh)
+    asked = "mesh is " + " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            yield f"mesh.{axis} = {size}: must be at least 1, or -1 to fill it with what is left"
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        yield f"{asked}: only one axis may be -1; 1 would do for the others"
+    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        return
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if devices is not None and not free and known != devices:
+        yield f"{asked}: makes {known} devices, and there are {devices}; -1 fills one axis with what is left"
+    elif devices is not None and free and devices % known:
+        fitting = [n for n in range(1, devices + 1) if devices % n == 0]
+        yield (
+            f"{asked}: {known} does not divide the {devices} devices there are; "
+            f"{_two(fitting, known)} would do for the other axes together"
+        )
+    else:
+        left = 1 if devices is None else devices // known
+        yield from _cuts(config, {axis: left if size == -1 else size for axis, size in sizes.items()})
+
+
+def _cuts(config: RunConfig, mesh: dict[str, int]) -> Iterator[str]:
+    train, rows = config.train, mesh["data"] * mesh["fsdp"]
+    whole = rows * train.accumulate
+    if _is_multiple(train.batch_size, train.accumulate) and not _is_multiple(train.batch_size, whole):
+        yield (
+            f"train.batch_size = {train.batch_size}: each of the train.accumulate = {train.accumulate} parts "
+            f"must be a multiple of mesh data {mesh['data']} x fsdp {mesh['fsdp']} = {rows} rows; "
+            f"{_multiples(train.batch_size, whole)} would do"
+        )
+    for field, axis in CUT_BY.items():
+        size = getattr(config.model, field)
+        if not _is_multiple(size, mesh[axis]):
+            yield (
+                f"model.{field} = {size}: mesh.{axis} = {mesh[axis]} does not divide it; "
+                f"{_multiples(size, mesh[axis])} would do"
+            )
+
+
+def _is_multiple(size: int, of: int) -> bool:
+    """Whether `of` divides `size`. Sizes that are not positive are told of by `_out_of_range`."""
+    return size < 1 or of < 1 or size % of == 0
+
+
+def _multiples(size: int, of: int) -> str:
+    below = size // of * of
+    return f"{below} or {below + of}" if below else str(of)
+
+
+def _two(fitting: list[int], value: int) -> str:
+    """The neighbours of `value` among the `fitting`."""
+    below, above = [n for n in fitting if n < value], [n for n in fitting if n > value]
+    return " or ".join(map(str, below[-1:] + above[:1]))

@@ -1,0 +1,126 @@
+import io
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxllm.cli.generate import run
+from jaxllm.cli.main import main
+from jaxllm.config import RunConfig, TokenizerConfig, TransformerConfig, UserError
+from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.data.tokenizer_training import train_tokenizer
+from jaxllm.generation.generate import Generator
+from jaxllm.models.decoder import initial
+from jaxllm.models.table import decoder_table
+from jaxllm.train.checkpoint import Checkpoints, Info
+from jaxllm.train.run_folder import create
+from jaxllm.train.state import State
+
+MODEL = TransformerConfig(
+    vocab_size=340, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=24, max_positions=64, init_std=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run with a checkpoint of two steps; the later one keeps a moving average too."""
+    root = tmp_path_factory.mktemp("generate")
+    train_tokenizer(
+        ["the quick brown fox jumps over the lazy dog\n" * 40], TokenizerConfig(vocab_size=300), root / "t.model"
+    )
+    create(root / "run", RunConfig(model=MODEL), root / "t.model")
+    with Checkpoints(root / "run", keep=2) as checkpoints:
+        for step in (1, 2):
+            params, ema = (initial(jax.random.key(k), decoder_table(MODEL)) for k in (step, 9))
+            count = jnp.asarray(step, jnp.int32)
+            state = State(count, params, (), ema if step == 2 else None, count)
+            checkpoints.save(state, Info(step=step, tokens=step, corpus="text", tokenizer="pieces"))
+        checkpoints.wait()
+    return root / "run"
+
+
+def expected(folder, prompt, key=9, **named):
+    """What the library gives for the parameters drawn from `key`."""
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    generator = Generator(MODEL, initial(jax.random.key(key), decoder_table(MODEL)), tokenizer)
+    from jaxllm.cli.generate import Command
+
+    sampling = Command(run="").sampling
+    return prompt + generator.generate([prompt], 12, sampling, **{"seeds": [0], **named})[0].text
+
+
+def output(capsys, *argv):
+    assert run([*map(str, argv), "--max-new-tokens", "12"]) == 0
+    return capsys.readouterr()
+
+
+def test_one_prompt_streams_its_text_and_reports_speed_beside_it(folder, capsys, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(sys.stdout, "flush", lambda: flushed.append(1))
+    out, err = output(capsys, folder, "the quick")
+    assert out == expected(folder, "the quick") + "\n"
+    assert len(flushed) > 3
+    assert "tokens/s" in err
+
+
+def test_several_prompts_and_samples_are_labelled_and_equal_each_alone(folder, capsys):
+    out, _ = output(capsys, folder, "the", "fox", "--samples", "2", "--seed", "7", "--batch", "3")
+    parts = [
+        f"=== prompt {i} of 2, sample {j} of 2\n{expected(folder, prompt, seeds=[6 + j])}\n"
+        for i, prompt in ((1, "the"), (2, "fox"))
+        for j in (1, 2)
+    ]
+    assert out == "".join(parts)
+
+
+@pytest.mark.parametrize(("options", "key"), [((), 9), (("--no-ema",), 2), (("--step", 1), 1)])
+def test_step_and_average_choose_the_parameters(folder, capsys, options, key):
+    assert output(capsys, folder, "the", *options).out == expected(folder, "the", key) + "\n"
+
+
+def test_a_prompt_may_come_from_the_standard_input_or_be_nothing(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("over the"))
+    assert output(capsys, folder, "-").out == expected(folder, "over the") + "\n"
+    assert output(capsys, folder).out == expected(folder, "") + "\n"
+
+
+def test_text_ends_before_a_stop_string(folder, capsys):
+    text = expected(folder, "the")
+    stop = text[5:7]
+    out = output(capsys, folder, "the", "--stop", "never there", "--stop", stop).out
+    assert out == "the" + text[3:].partition(stop)[0] + "\n"
+
+
+def test_ctrl_c_ends_the_line_and_the_command(folder, capsys, monkeypatch):
+    def interrupted(*_, on_text, **__):
+        on_text(0, " quick")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Generator, "generate", interrupted)
+    assert main(["generate", str(folder), "the"]) == 130
+    assert capsys.readouterr().out == "the quick\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["{}/nowhere", "the"], "not a run folder"),
+        (["{}", "the", "--step", "7"], r"no checkpoint of step 7 .* there are: 1, 2"),
+        (["{}", "the", "--top-p", "1.5"], "'top_p': expected above 0 and at most 1, got 1.5"),
+        (["{}", "the", "--samples", "0"], "--samples: expected 1 or more, got 0"),
+        (["{}", "the", "--seed", "-1"], "seeds: expected 1 from 0"),
+        (["{}", "the " * 90], r"prompt 1 has \d+ tokens; expected 1 to 64"),
+        (["{}", "the", "a\udcff"], "prompt 2 is not UTF-8 text"),
+    ],
+)
+def test_what_will_not_do_is_named(folder, argv, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run([argument.format(folder) for argument in argv])
+
+
+def test_an_unknown_option_names_the_nearest(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run([str(folder), "the", "--temperatur", "1"])
+    assert caught.value.code == 2
+    assert "--temperature" in capsys.readouterr().err

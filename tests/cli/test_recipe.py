@@ -1,0 +1,242 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from jaxllm.cli import main as cli
+from jaxllm.cli.recipe import load_run
+from jaxllm.config import RunConfig, SourceConfig, UserError, differences, to_dict
+from jaxllm.validation import problems
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {path.stem: path for path in (ROOT / "configs").rglob("*.py")}
+QUICKSTART = str(RECIPES["quickstart"])
+
+DEVICES = {"quickstart": 1, "stdlib_25m": 1, "gpt2_124m": 8, "llama_1b": 8, "llama2_7b": 64, "llama3_8b": 128}
+"""The smallest machine that each recipe's docstring names."""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(dedent(text))
+    return path.name
+
+
+def load(*argv: str) -> RunConfig:
+    return load_run(argv, "jaxllm train")
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UserError) as error:
+        load(*argv)
+    return str(error.value)
+
+
+def test_every_recipe_has_a_machine_here():
+    assert set(RECIPES) == set(DEVICES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_loads_and_fits_its_machine(name):
+    config = load(str(RECIPES[name]))
+    assert config.name == name
+    assert problems(config, DEVICES[name]) == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_command_hardware_cost_and_result(name):
+    text = RECIPES[name].read_text().split('"""')[1]
+    assert f"jaxllm train {RECIPES[name].relative_to(ROOT)}" in text
+    for word in ("Hardware:", "Cost:", "Result"):
+        assert word in text
+
+
+def test_options_override_fields_of_every_type():
+    config = load(
+        *(QUICKSTART, "--optimizer.learning-rate", "3e-4", "--train.steps=7", "--train.skip-nonfinite"),
+        *("--model.no-tied-embeddings", "--optimizer.clip-norm", "None", "--optimizer.schedule.warmup_steps", "2"),
+        *("--eval.prompts", "a b", "c", "--name", "other", "--model.norm", "layer", "--model.sliding-window", "64"),
+        *("--data.sources.0.kind", "text", "--data.sources.0.path", "*.txt"),
+    )
+    plain = load(QUICKSTART)
+    assert config.data.sources == (SourceConfig(kind="text", path="*.txt"),)
+    assert [line.split(": ")[0] + " ->" + line.split("->")[1] for line in differences(plain, config)] == [
+        "name -> 'other'",
+        "model.norm -> 'layer'",
+        "model.sliding_window -> 64",
+        "model.tied_embeddings -> False",
+        "data.sources.0.kind -> 'text'",
+        "data.sources.0.path -> '*.txt'",
+        "optimizer.learning_rate -> 0.0003",
+        "optimizer.clip_norm -> None",
+        "optimizer.schedule.warmup_steps -> 2",
+        "train.steps -> 7",
+        "train.skip_nonfinite -> True",
+        "eval.prompts -> ('a b', 'c')",
+    ]
+
+
+def test_a_run_folder_and_its_config_json_give_the_saved_configuration(here):
+    saved = replace(load(QUICKSTART), seed=5)
+    (here / "run").mkdir()
+    (here / "run" / "config.json").write_text(json.dumps(to_dict(saved)))
+    expected = replace(saved, output="run")
+    assert load("run") == load("run/config.json") == expected
+    assert load("run", "--seed", "6") == replace(expected, seed=6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def recipe(:\n", "recipe 'r.py', line 1: invalid syntax"),
+        ("x = 1\ny = z\n", "recipe 'r.py', line 2: NameError: name 'z' is not defined"),
+        ("import no_such_module\n", "recipe 'r.py', line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import sys\n\nsys.exit(3)\n", "recipe 'r.py', line 3: SystemExit: 3"),
+        ("def recipe():\n    return 1 / 0\n", "recipe 'r.py', line 2: ZeroDivisionError: division by zero"),
+        ("def recipe(size):\n    return size\n", "recipe 'r.py': TypeError: recipe() missing 1 required"),
+        ("x = 1\n", "recipe 'r.py' has no function recipe(), which returns a RunConfig"),
+        ("recipe = 3\n", "recipe 'r.py' has no function recipe(), which returns a RunConfig"),
+        ("def recipe():\n    return {}\n", "recipe 'r.py': recipe() returned {}; it must return a RunConfig"),
+        (
+            "from jaxllm.config import *\n\ndef recipe():\n    return RunConfig(\n        sede=3)\n",
+            "recipe 'r.py', line 4: TypeError: RunConfig.__init__() got an unexpected keyword argument 'sede'; "
+            "the nearest field is 'seed'",
+        ),
+        (
+            "from jaxllm.config import *\n\ndef recipe():\n    return RunConfig(seed='a', name=3, data=DataConfig())\n",
+            "recipe 'r.py':\n  name = 3: expected a text\n  seed = 'a': expected a whole number",
+        ),
+        (
+            "from jaxllm.config import *\n\ndef recipe():\n    raise UserError('set $DATA to a folder')\n",
+            "set $DATA to a folder",
+        ),
+        (
+            "from jaxllm.config import *\n\ndef recipe():\n    return RunConfig(seed=-1, name='')\n",
+            "2 mistakes in the configuration:\n  seed = -1: must be at least 0 and below 4294967296\n  name = '': ",
+        ),
+    ],
+)
+def test_a_recipe_that_will_not_do_is_named_with_its_line(here, text, message):
+    name = write(here / "r.py", text)
+    assert refusal(name).startswith(message)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00x", b"x = 1\0", b"\x7fELF\x02\x01\x00\x00"])
+def test_a_binary_file_is_no_recipe(here, content):
+    (here / "r.py").write_bytes(content)
+    assert refusal("r.py").startswith("recipe 'r.py'")
+
+
+def test_a_mistake_in_what_a_recipe_imports_is_placed_in_that_file(here, monkeypatch):
+    (here / "helper_of_recipe.py").write_text("x = = 1\n")
+    monkeypatch.syspath_prepend(str(here))
+    message = refusal(write(here / "r.py", "import helper_of_recipe\n"))
+    assert message.startswith(f"recipe '{here / 'helper_of_recipe.py'}', line 1: ")
+
+
+def test_a_recipe_that_is_missing_names_the_nearest_that_there_are(here):
+    folder = here / "configs" / "pretrain"
+    folder.mkdir(parents=True)
+    for name in ("quickstart", "gpt2", "llama"):
+        (folder / f"{name}.py").write_text("")
+    assert refusal("configs/pretrain/quikstart.py").startswith(
+        "there is no recipe or run folder 'configs/pretrain/quikstart.py'; the nearest recipes are "
+        "configs/pretrain/quickstart.py, "
+    )
+    message = refusal()
+    assert message.startswith("jaxllm train takes a recipe or a run folder first, then options; there are ")
+    assert "configs/pretrain/llama.py" in message
+    assert refusal("--train.steps", "3") == message
+
+
+def test_recipes_are_found_beside_the_package_from_any_folder(here):
+    assert str(RECIPES["gpt2_124m"]) in refusal("gpt2_124.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.txt", "x", "'notes.txt' is none of a recipe (.py), a run folder and its config.json"),
+        ("config.json", "{", "config.json is not a configuration: Expecting property name"),
+        ("config.json", '{"sede": 3}', "config.json: sede: there is no such field; the nearest is seed"),
+        ("config.json", "[]", "config.json: the configuration = []: expected the fields of a RunConfig"),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_named(here, name, content, message):
+    (here / name).write_text(content)
+    assert refusal(name).startswith(message)
+
+
+def test_a_folder_that_is_no_run_is_named(here):
+    (here / "empty").mkdir()
+    assert refusal("empty").startswith("'empty' is not a run folder: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer.lerning-rate", "3"], "'--optimizer.lerning-rate'; did you mean '--optimizer.learning-rate'?"),
+        (["--optimizer.lerning-rate=3"], "'--optimizer.lerning-rate'; did you mean '--optimizer.learning-rate'?"),
+        (["--learning-rate", "3"], "'--learning-rate'; did you mean '--optimizer.learning-rate'?"),
+        (["--no-qk-norm"], "'--no-qk-norm'; did you mean '--model.no-qk-norm'?"),
+        (["--train.step", "3"], "'--train.step'; did you mean '--train.steps'?"),
+        (["--data.source.0.path", "3"], "'--data.source.0.path'; did you mean '--data.sources.0.path'?"),
+        (["--batch-size", "3"], "'--batch-size'; did you mean '--train.batch-size'?"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(options, message):
+    assert refusal(QUICKSTART, *options) == f"there is no option {message}"
+
+
+def test_all_unknown_options_are_listed():
+    lines = refusal(QUICKSTART, "--nmae", "x", "--train.steps", "3", "--sed", "1").splitlines()
+    assert lines == [
+        "there is no option '--nmae'; did you mean '--name'?",
+        "there is no option '--sed'; did you mean '--seed'?",
+    ]
+
+
+def test_a_word_that_belongs_to_no_option_is_named():
+    assert refusal(QUICKSTART, "--train.skip-nonfinite", "True").startswith("unexpected 'True'; options are --field")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train.steps", "many"], "--train.steps"),
+        (["--train.steps"], "--train.steps"),
+        (["--model.norm", "rmss"], "'rms'"),
+        (["--train.steps", "1.5"], "--train.steps"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_short_clear_and_status_two(capsys, options, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["model", QUICKSTART, *options])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) < 12
+
+
+def test_overrides_that_contradict_each_other_are_all_told():
+    lines = refusal(QUICKSTART, "--model.kv-heads", "3", "--data.sequence-length", "9999", "--name", "a/b").splitlines()
+    assert [line.split(" = ")[0].strip() for line in lines[1:]] == ["name", "model.kv_heads", "data.sequence_length"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], [QUICKSTART, "--help"]])
+def test_help_lists_every_field_with_its_text(capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        load(*argv)
+    assert stop.value.code == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "usage: jaxllm train RECIPE" in out
+    assert "RECIPE is a Python file with a function recipe()" in out
+    assert "--optimizer.schedule.warmup-steps INT Steps of linear warm-up from 0." in out

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from jaxllm.config import UserError
+from jaxllm.data.document import Document
+from jaxllm.data.survey import kept_documents, name_share, sample, survey
+
+
+class Memory:
+    def __init__(self, texts: dict[str, str]):
+        self._items = [Document(name, text) for name, text in texts.items()]
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Document:
+        return self._items[index]
+
+
+def split(*sources: dict[str, str], fraction: float = 0.3) -> tuple[dict[str, str], dict[str, str]]:
+    """(training, held-out) texts by name."""
+    opened = [Memory(source) for source in sources]
+    sides: tuple[dict[str, str], dict[str, str]] = {}, {}
+    for _, held_out, document in kept_documents(opened, survey(opened, fraction)):
+        sides[held_out][document.name] = document.text
+    return sides
+
+
+MANY = {f"name {i}": f"text {i}" for i in range(1000)}
+
+
+def test_the_share_that_was_asked_for_is_held_out():
+    for fraction in (0.05, 0.3):
+        training, held_out = split(MANY, fraction=fraction)
+        assert len(training) + len(held_out) == 1000
+        assert abs(len(held_out) - 1000 * fraction) < 4 * np.sqrt(1000 * fraction * (1 - fraction))
+    assert split(MANY, fraction=0.0)[1] == {}
+
+
+def test_the_split_follows_from_each_name_alone():
+    _, held_out = split(MANY)
+    assert set(held_out) == {name for name in MANY if name_share(name) < 0.3}
+    backwards = dict(reversed(MANY.items()))
+    assert split(backwards)[1] == held_out
+    fewer = {name: text for i, (name, text) in enumerate(MANY.items()) if i % 3}
+    assert set(split(fewer)[1]) == set(held_out) & set(fewer)
+    other_texts = {name: text + " changed" for name, text in MANY.items()}
+    assert set(split(other_texts)[1]) == set(held_out)
+    assert set(split(fewer, {k: v for k, v in MANY.items() if k not in fewer})[1]) == set(held_out)
+
+
+def test_a_larger_share_only_adds_documents():
+    assert set(split(MANY, fraction=0.1)[1]) < set(split(MANY, fraction=0.2)[1])
+
+
+def test_equal_texts_are_kept_once_and_counted_over_all_sources():
+    first = {"a": "same", "b": "other", "c": "same"}
+    second = {"d": "same", "e": "new"}
+    found = survey([Memory(first), Memory(second)], 0.0)
+    assert found.duplicates == 2
+    assert list(zip(found.source, found.index, strict=True)) == [(0, 0), (0, 1), (1, 1)]
+
+
+def test_no_text_is_on_both_sides():
+    twins = {f"twin {i}": f"text {i}" for i in range(1000)}
+    training, held_out = split(MANY, twins)
+    assert len(training) + len(held_out) == 1000
+    assert not set(training.values()) & set(held_out.values())
+
+
+def test_a_name_that_repeats_with_other_texts_is_kept_on_one_side():
+    training, held_out = split(MANY, {name: text + "!" for name, text in MANY.items()})
+    assert not set(training) & set(held_out)
+
+
+def test_empty_documents_are_dropped_and_counted():
+    found = survey([Memory({"a": "", "b": "b", "c": "", "d": "\n"})], 0.0)
+    assert (found.empty, found.index.tolist(), found.size.tolist()) == (2, [1, 3], [1, 1])
+
+
+def test_sizes_are_bytes():
+    assert survey([Memory({"a": "é中😀"})], 0.0).size.tolist() == [9]
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_neither_side_is_left_empty(fraction):
+    for n in range(2, 12):
+        sides = split({f"{n}{i}": f"{i}" for i in range(n)}, fraction=fraction)
+        assert min(map(len, sides)) == 1
+
+
+def test_nothing_to_read_is_an_error():
+    with pytest.raises(UserError, match=r"the data is empty: the sources hold no text \(2 empty documents\)"):
+        survey([Memory({"a": "", "b": ""}), Memory({})], 0.1)
+
+
+def test_one_document_cannot_be_split():
+    with pytest.raises(UserError, match=r"the data is one document, .* set data.validation_fraction to 0"):
+        survey([Memory({"a": "text"})], 0.1)
+    assert survey([Memory({"a": "text"})], 0.0).held_out.tolist() == [False]
+
+
+# The tokenizer's sample
+
+
+def test_a_sample_is_of_one_split_within_its_budget_and_always_the_same():
+    sources = [Memory(MANY), Memory({f"long {i}": f"{i:04}" * 100 for i in range(100)})]
+    found = survey(sources, 0.3)
+    training, held_out = split(MANY, {f"long {i}": f"{i:04}" * 100 for i in range(100)})
+    taken = list(sample(sources, found, 0.01))
+    assert sum(map(len, taken)) == 10_000
+    assert sum(text not in training.values() for text in taken) <= 1  # the last may be cut
+    assert not set(taken) & set(held_out.values())
+    assert any(len(text) == 400 for text in taken)
+    assert any(len(text) < 10 for text in taken)
+    assert list(sample(sources, found, 0.01)) == taken
+    assert set(sample(sources, found, 1.0)) == set(training.values())
+    assert set(sample(sources, found, 1.0, held_out=True)) == set(held_out.values())
+
+
+def test_a_cut_text_stays_text():
+    sources = [Memory({"a": "中" * 100})]
+    assert list(sample(sources, survey(sources, 0.0), 100e-6)) == ["中" * 33]

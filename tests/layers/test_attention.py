@@ -1,0 +1,157 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.config import MeshConfig
+from jaxllm.layers.attention import QUERY_BLOCK, cached_attention, causal_attention
+from jaxllm.sharding.mesh import make_mesh
+
+B, N, K, H = 2, 4, 2, 8
+LONG = 2 * QUERY_BLOCK + 44
+"""Two whole blocks of queries and a part of one."""
+
+
+def draw(T: int, seed: int = 0, heads: int = K) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values, large enough for sharp probabilities."""
+    random = np.random.default_rng(seed)
+    shapes = (B, T, N, H), (B, T, heads, H), (B, T, heads, H)
+    return tuple(jnp.asarray(2 * random.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+attend = jax.jit(causal_attention, static_argnames=("window", "softcap"))
+
+
+def documents(T: int) -> jax.Array:
+    """Rows of three and of two documents, whose bounds lie within and across blocks."""
+    position = np.arange(T)
+    return jnp.asarray(np.stack([(position > T // 5) * 1 + (position > T // 2), position > T - 3]), jnp.int32)
+
+
+def reference(q, k, v, segments, window=None, softcap=None):
+    """The softmax over one whole `[T, T]` matrix."""
+    T = q.shape[1]
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / np.sqrt(q.shape[-1])
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    distance = np.arange(T)[:, None] - np.arange(T)
+    visible = (distance >= 0) & (distance < (window or T))
+    visible &= segments[:, None, :, None] == segments[:, None, None, :]
+    return jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores, where=visible, axis=-1), v)
+
+
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("window", "softcap"))
+def output_and_gradients(attend, q, k, v, segments, **limits):
+    def loss(q, k, v):
+        out = attend(q, k, v, segments, **limits).astype(jnp.float32)
+        return jnp.sum(jnp.sin(out)), out
+
+    (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return out, *gradients
+
+
+def assert_all_close(actual, expected, **tolerance):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("T", "limits"),
+    [
+        (7, {}),
+        (QUERY_BLOCK, {"window": 5}),
+        (LONG, {}),
+        (LONG, {"window": 150, "softcap": 3.0}),
+    ],
+    ids=str,
+)
+def test_values_and_gradients_are_those_of_a_plain_softmax(T, limits):
+    args = *draw(T), documents(T)
+    actual = output_and_gradients(causal_attention, *args, **limits)
+    assert_all_close(actual, output_and_gradients(reference, *args, **limits), atol=2e-5)
+
+
+def test_bfloat16_stays_near_float32():
+    q, k, v = draw(LONG)
+    halves = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    actual = output_and_gradients(causal_attention, *halves, documents(LONG))
+    expected = output_and_gradients(causal_attention, *(x.astype(jnp.float32) for x in halves), documents(LONG))
+    assert [a.dtype for a in actual] == [jnp.float32] + 3 * [jnp.bfloat16]
+    for a, e in zip(actual, expected, strict=True):
+        assert np.linalg.norm(a.astype(jnp.float32) - e) < 0.02 * np.linalg.norm(e)
+
+
+def test_a_later_token_leaves_earlier_outputs_bit_equal():
+    q, k, v = draw(LONG)
+    segments = jnp.zeros((B, LONG), jnp.int32)
+    before = attend(q, k, v, segments)
+    for cut in (1, QUERY_BLOCK, LONG - 1):
+        q2, k2, v2 = (x.at[:, cut:].add(1.0) for x in (q, k, v))
+        after = attend(q2, k2, v2, segments)
+        np.testing.assert_array_equal(after[:, :cut], before[:, :cut])
+        assert np.abs(after[:, cut:] - before[:, cut:]).min(axis=(0, 2, 3)).max() > 0
+
+
+def test_a_document_in_a_row_is_attended_to_as_if_alone():
+    q, k, v = draw(LONG)
+    halves = jnp.repeat(jnp.asarray([[0, 1], [1, 0]]), LONG // 2, axis=1)
+    packed = attend(q, k, v, halves)
+    parts = (x.reshape(2 * B, LONG // 2, -1, H) for x in (q, k, v))
+    alone = attend(*parts, jnp.zeros((2 * B, LONG // 2), jnp.int32))
+    np.testing.assert_allclose(packed, alone.reshape(packed.shape), atol=1e-5)
+
+
+def test_grouped_queries_equal_repeated_keys_and_values():
+    q, k, v = draw(QUERY_BLOCK)
+    segments = documents(QUERY_BLOCK)
+    repeated = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+    np.testing.assert_allclose(attend(q, k, v, segments), attend(q, *repeated, segments), atol=1e-6)
+
+
+def test_a_window_of_the_whole_row_is_no_window():
+    args = *draw(LONG), documents(LONG)
+    np.testing.assert_array_equal(attend(*args, window=LONG), attend(*args))
+
+
+def test_huge_scores_give_no_nan():
+    q, k, v = draw(7)
+    out = output_and_gradients(causal_attention, 1e4 * q, 1e4 * k, v, documents(7))
+    assert all(np.isfinite(x).all() for x in out)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(data=2, fsdp=1, tensor=2), MeshConfig(data=1, fsdp=2, tensor=1)],
+    ids=["tensor", "fsdp"],
+)
+def test_rows_and_heads_cut_over_devices_change_nothing(mesh):
+    args = *draw(QUERY_BLOCK + 5), documents(QUERY_BLOCK + 5)
+    expected = output_and_gradients(causal_attention, *args, window=20)
+    devices = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+    heads, rows = P(("data", "fsdp"), None, "tensor", None), P(("data", "fsdp"), None)
+    with jax.set_mesh(devices):
+        cut = [jax.device_put(a, NamedSharding(devices, heads if a.ndim == 4 else rows)) for a in args]
+        actual = output_and_gradients(causal_attention, *cut, window=20)
+    assert_all_close(actual, expected, atol=1e-5)
+    for x, given in zip(actual, [cut[0], *cut[:3]], strict=True):
+        assert x.sharding.is_equivalent_to(given.sharding, 4)
+
+
+@pytest.mark.parametrize("limits", [{}, {"window": 4, "softcap": 3.0}], ids=str)
+def test_cached_attention_equals_causal_attention_at_its_slots(limits):
+    """Two rows whose caches are filled to different lengths; slots beyond hold garbage."""
+    T, S, lengths = 3, 16, np.array([10, 4])
+    q, k, v = draw(S)
+    whole = attend(q, k, v, jnp.zeros((B, S), jnp.int32), **limits)
+    slots = lengths[:, None] + np.arange(T)
+    rows = np.arange(B)[:, None]
+    beyond = np.arange(S) >= lengths[:, None] + T
+    k, v = (jnp.where(beyond[:, :, None, None], 1e9, x) for x in (k, v))
+    k_BKHS, v_BKSH = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    out = cached_attention(q[rows, slots], k_BKHS, v_BKSH, jnp.asarray(slots), **limits)
+    np.testing.assert_allclose(out, whole[rows, slots], atol=1e-5)

@@ -1,0 +1,128 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from jaxllm.common.trees import Tree
+from jaxllm.config import OptimizerConfig, RunConfig, TransformerConfig
+from jaxllm.models.decoder import Decoder, head_logits, initial
+from jaxllm.models.presets import GPT2_124M, LLAMA2_7B, LLAMA3_2_1B, LLAMA3_8B, SMOLLM2_135M
+from jaxllm.models.summary import Memory, count_parameters, flops_per_token, memory, parameters_by_module
+from jaxllm.models.table import decoder_table
+from jaxllm.train.state import run_optimizer
+
+ODD = TransformerConfig(
+    vocab_size=300,
+    width=160,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=40,
+    ffn=136,
+    norm="layer",
+    attention_bias=True,
+    tied_embeddings=False,
+    qk_norm=True,
+    positions="learned",
+    max_positions=64,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [
+        (GPT2_124M, 124_439_808),
+        (SMOLLM2_135M, 134_515_008),
+        (LLAMA3_2_1B, 1_235_814_400),
+        (LLAMA2_7B, 6_738_415_616),
+        (LLAMA3_8B, 8_030_261_248),
+    ],
+)
+def test_presets_have_the_parameters_of_the_published_models(config, published):
+    assert count_parameters(config) == published
+
+
+def test_modules_add_up_and_carry_their_biases():
+    modules = parameters_by_module(ODD)
+    assert sum(modules.values()) == count_parameters(ODD)
+    assert modules["embedding/tokens"] == modules["head"] == 300 * 160
+    assert modules["embedding/positions"] == 64 * 160
+    assert modules["layers/attention/query"] == 3 * (160 * 4 * 40 + 4 * 40)
+    assert modules["layers/attention/output"] == 3 * (4 * 40 * 160 + 160)
+    assert modules["layers/mlp/gate"] == 3 * 160 * 136
+    assert modules["final_norm"] == 2 * 160
+
+
+def test_a_token_costs_six_flops_for_each_weight_it_is_multiplied_with():
+    d, f, layers = 768, 3072, 12
+    block = 4 * d * d + 2 * d * f
+    assert flops_per_token(GPT2_124M, 1024).matrices == 6 * (layers * block + 50257 * d)
+
+
+def test_a_head_costs_the_same_tied_or_not():
+    tied = flops_per_token(ODD, 64), flops_per_token(replace(ODD, tied_embeddings=True), 64)
+    assert tied[0] == tied[1]
+
+
+def test_attention_is_counted_over_the_keys_that_a_token_sees():
+    # Two products (scores, values) of 2 FLOPs each forward, twice that backward, for (T + 1) / 2 keys.
+    assert flops_per_token(GPT2_124M, 1024).attention == 12 * 12 * 768 * 1025 // 2
+    T, W = 20, 6
+    seen = sum(min(t + 1, W) for t in range(T))
+    assert flops_per_token(replace(GPT2_124M, sliding_window=W), T).attention == 12 * 12 * 768 * seen // T
+    wide = replace(GPT2_124M, sliding_window=50)
+    assert flops_per_token(wide, T) == flops_per_token(GPT2_124M, T)
+
+
+def product_flops(jaxpr: Any, times: int = 1) -> int:
+    """FLOPs of the matrix products in a traced program, loops counted as often as they run."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            inner = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * times * inner * eqn.outvars[0].aval.size
+        for inside in jaxprs_in_params(eqn.params):
+            total += product_flops(inside, times * eqn.params.get("length", 1))
+    return total
+
+
+@pytest.mark.parametrize("config", [ODD, replace(ODD, tied_embeddings=True, mlp="gelu")])
+def test_flops_are_those_of_the_products_that_the_model_makes(config):
+    """Of one token, so that every key that is read is one that it sees."""
+
+    def logits(params: Tree, tokens: jax.Array) -> jax.Array:
+        hidden, _ = Decoder(config).apply({"params": params}, tokens)
+        return head_logits(params, hidden, config)
+
+    params = jax.eval_shape(lambda: initial(jax.random.key(0), decoder_table(config)))
+    traced = jax.make_jaxpr(logits)(params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    assert 3 * product_flops(traced.jaxpr) == flops_per_token(config, 1).total
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("config", [ODD, replace(ODD, layers=130, width=16, ffn=129)], ids=["wide", "deep"])
+def test_memory_is_that_of_the_arrays_which_the_optimizer_makes(kind, config):
+    run = RunConfig(model=config, optimizer=OptimizerConfig(kind=kind))
+    params = jax.eval_shape(lambda: initial(jax.random.key(0), decoder_table(config)))
+    state = jax.eval_shape(run_optimizer(run).init, params)
+    # Counters, Muon's coefficients and the placeholders of Adafactor are the leaves of a few numbers.
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.size > 8)
+    assert memory(config, run.optimizer).optimizer == held
+    assert memory(config, run.optimizer).parameters == sum(4 * x.size for x in jax.tree.leaves(params))
+
+
+def test_memory_counts_the_moving_average_only_when_there_is_one():
+    size = 4 * count_parameters(ODD)
+    assert memory(ODD, OptimizerConfig()) == Memory(size, size, 2 * size, 0)
+    assert memory(ODD, OptimizerConfig(), ema=True).total == 5 * size
+
+
+def test_adamw_and_lion_hold_whole_moments_and_adafactor_hardly_any():
+    of = {kind: memory(LLAMA2_7B, OptimizerConfig(kind=kind)).optimizer for kind in ("adamw", "lion", "adafactor")}
+    assert of["adamw"] == 2 * of["lion"] == 8 * 6_738_415_616
+    assert of["adafactor"] < of["lion"] / 300

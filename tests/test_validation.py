@@ -1,0 +1,226 @@
+import dataclasses
+import math
+import re
+from typing import Any
+
+import pytest
+
+from jaxllm.common.axes import LEGEND
+from jaxllm.config import DataConfig, RunConfig, SourceConfig, UserError
+from jaxllm.sharding.mesh import AXES
+from jaxllm.sharding.rules import RULES
+from jaxllm.validation import CUT_BY, RANGES, problems, validate
+
+
+def put(config: Any, path: str, value: Any) -> Any:
+    """`config` with one field set."""
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(config, **{name: put(getattr(config, name), rest, value) if rest else value})
+
+
+def run(**changes: Any) -> RunConfig:
+    """The default run with fields set; `__` stands for a dot."""
+    config = RunConfig()
+    for path, value in changes.items():
+        config = put(config, path.replace("__", "."), value)
+    return config
+
+
+def numbers(config: Any, prefix: str = "") -> dict[str, type]:
+    """Path and type of every number."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= numbers(value, f"{prefix}{field.name}.")
+        elif field.type in (int, int | None):
+            found[prefix + field.name] = int
+        elif field.type in (float, float | None):
+            found[prefix + field.name] = float
+    return found
+
+
+NUMBERS = numbers(RunConfig())
+
+
+def test_the_default_run_is_in_order():
+    assert problems(RunConfig()) == []
+    assert problems(RunConfig(), devices=8) == []
+    validate(RunConfig(), devices=8)
+
+
+def test_every_number_has_a_range():
+    assert set(RANGES) == set(NUMBERS) - {f"mesh.{axis}" for axis in AXES}
+
+
+@pytest.mark.parametrize("path", RANGES)
+def test_a_number_outside_its_range_is_named_with_its_value_and_what_would_do(path):
+    allowed, kind = RANGES[path], NUMBERS[path]
+    outside = [allowed.low - 1] + [allowed.low] * allowed.low_open
+    if allowed.high < math.inf:
+        outside += [allowed.high + 1] + [allowed.high] * allowed.high_open
+    for value in [*map(kind, outside), *([math.nan, math.inf] if kind is float else [])]:
+        assert f"{path} = {value}: must be {allowed}" in problems(put(RunConfig(), path, value))
+    inside = kind(allowed.low if not allowed.low_open else allowed.low + 0.5)
+    assert not any(line.endswith(f"must be {allowed}") for line in problems(put(RunConfig(), path, inside)))
+
+
+@pytest.mark.parametrize(
+    ("path", "refused", "text"),
+    [
+        ("model.dropout", 1.0, "at least 0 and below 1"),
+        ("optimizer.b1", 1.0, "at least 0 and below 1"),
+        ("optimizer.learning_rate", 0.0, "above 0"),
+        ("optimizer.schedule.final_fraction", 1.1, "at least 0 and at most 1"),
+        ("data.validation_fraction", 0.0, "above 0 and below 1"),
+        ("train.ema_decay", 1.0, "above 0 and below 1"),
+        ("train.loss_chunk", 0, "at least 1"),
+        ("model.sliding_window", 0, "at least 1"),
+        ("checkpoint.keep", 0, "at least 1"),
+        ("seed", -1, "at least 0 and below 4294967296"),
+    ],
+)
+def test_published_bounds_are_kept(path, refused, text):
+    assert problems(put(RunConfig(), path, refused)) == [f"{path} = {refused}: must be {text}"]
+
+
+def sources(*given: SourceConfig) -> RunConfig:
+    return RunConfig(data=DataConfig(sources=given))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (run(name=""), "name = '': must name a folder, without '/'; for a path set output"),
+        (run(name="a/b"), "name = 'a/b': must name a folder"),
+        (run(name=".."), "name = '..': must name a folder"),
+        (run(name="a\nb"), r"name = 'a\\nb': must name a folder"),
+        (run(model__heads=12, model__kv_heads=5), "model.kv_heads = 5: must divide model.heads = 12; 4 or 6 would do"),
+        (run(model__heads=4, model__kv_heads=8), "model.kv_heads = 8: must divide model.heads = 4; 4 would do"),
+        (run(model__head_dim=15), "model.head_dim = 15: must be even, since RoPE rotates pairs; 14 or 16 would do"),
+        (
+            run(data__sequence_length=4096),
+            "data.sequence_length = 4096: is more than model.max_positions = 2048; at most 2048 would do",
+        ),
+        (
+            run(tokenizer__vocab_size=5000),
+            "model.vocab_size = 4096: must hold the tokenizer; at least tokenizer.vocab_size = 5000 would do",
+        ),
+        (
+            run(train__batch_size=10, train__accumulate=4),
+            "train.batch_size = 10: must be a multiple of train.accumulate = 4; 8 or 12 would do",
+        ),
+        (run(train__steps=50), "warmup_steps = 100: is more than train.steps = 50; at most 50 would do"),
+        (
+            run(train__steps=110, optimizer__schedule__kind="wsd"),
+            "warmup_steps = 100: leaves fewer than the 22 steps that decay .*; at most 88 would do",
+        ),
+        (sources(), "data.sources is empty: give one source"),
+        (sources(SourceConfig(weight=0.0)), "data.sources: every weight is 0; give one source a positive weight"),
+        (
+            sources(SourceConfig(), SourceConfig(weight=-1.0)),
+            "data.sources.1.weight = -1.0: must be at least 0",
+        ),
+        (
+            sources(SourceConfig(kind="jsonl")),
+            "data.sources.0.path = None: kind 'jsonl' needs a file, a folder or a glob",
+        ),
+        (
+            sources(SourceConfig(kind="tfds", path="")),
+            "data.sources.0.path = '': kind 'tfds' needs the name of a data set",
+        ),
+        (
+            sources(SourceConfig(path="x.txt")),
+            "data.sources.0.path = 'x.txt': kind 'stdlib' has none; set data.sources.0.kind",
+        ),
+        (
+            run(mesh__fsdp=-1),
+            "mesh is data -1 x fsdp -1 x tensor 1: only one axis may be -1; 1 would do for the others",
+        ),
+        (run(mesh__tensor=0), "mesh.tensor = 0: must be at least 1, or -1"),
+        (run(mesh__fsdp=-2), "mesh.fsdp = -2: must be at least 1, or -1"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_named_with_what_would_do(config, message):
+    (line,) = problems(config)
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            run(mesh__data=3),
+            "mesh is data 3 x fsdp 1 x tensor 1: makes 3 devices, and there are 8; -1 fills one axis with what is left",
+        ),
+        (
+            run(mesh__tensor=3),
+            "mesh is data -1 x fsdp 1 x tensor 3: 3 does not divide the 8 devices there are; "
+            "2 or 4 would do for the other axes together",
+        ),
+        (
+            run(train__batch_size=12),
+            "train.batch_size = 12: each of the train.accumulate = 1 parts must be a multiple of mesh "
+            "data 8 x fsdp 1 = 8 rows; 8 or 16 would do",
+        ),
+        (
+            run(train__batch_size=8, train__accumulate=2, mesh__fsdp=2),
+            "train.batch_size = 8: each of the train.accumulate = 2 parts must be a multiple of mesh "
+            "data 4 x fsdp 2 = 8 rows; 16 would do",
+        ),
+        (
+            run(mesh__tensor=4, model__kv_heads=2),
+            "model.kv_heads = 2: mesh.tensor = 4 does not divide it; 4 would do",
+        ),
+        (run(mesh__tensor=2, model__ffn=77), "model.ffn = 77: mesh.tensor = 2 does not divide it; 76 or 78 would do"),
+        (
+            run(mesh__fsdp=8, mesh__data=1, model__width=100),
+            "model.width = 100: mesh.fsdp = 8 does not divide it; 96 or 104 would do",
+        ),
+        (
+            run(mesh__tensor=2, model__vocab_size=5001),
+            "model.vocab_size = 5001: mesh.tensor = 2 does not divide it; 5000 or 5002 would do",
+        ),
+    ],
+)
+def test_what_eight_devices_cannot_hold_is_named_with_what_would_do(config, message):
+    assert problems(config, devices=8) == [message]
+
+
+def test_without_a_number_of_devices_only_the_given_axes_are_checked():
+    assert problems(run(train__batch_size=7)) == []
+    assert problems(run(train__batch_size=7, mesh__fsdp=2))[0].startswith("train.batch_size = 7: ")
+
+
+def test_an_existing_tokenizer_is_not_held_against_the_size_of_a_trained_one():
+    assert problems(run(tokenizer__vocab_size=5000, tokenizer__path="x.model")) == []
+
+
+def test_sizes_are_checked_against_the_axes_that_the_rules_cut_them_by():
+    assert {LEGEND[letter]: axis for letter, axis in RULES.items() if axis is not None} == CUT_BY
+
+
+def test_wrong_types_are_told_of_in_place_of_failing():
+    config = run(train__steps="ten", model=3)
+    assert problems(config) == [
+        "model = 3: expected the fields of a TransformerConfig",
+        "train.steps = 'ten': expected a whole number",
+    ]
+
+
+def test_all_mistakes_are_raised_at_once():
+    with pytest.raises(UserError) as error:
+        validate(run(name="a/b", train__steps=0, model__head_dim=3, optimizer__b2=2.0))
+    first, *lines = str(error.value).splitlines()
+    assert first == "4 mistakes in the configuration:"
+    assert [line.split(" = ")[0].strip() for line in lines] == [
+        *("optimizer.b2", "train.steps", "name", "model.head_dim")
+    ]
+
+
+def test_sizes_of_zero_are_told_of_once_and_break_nothing():
+    sizes = [path for path in RANGES if NUMBERS[path] is int and RANGES[path].low >= 1]
+    config = RunConfig()
+    for path in sizes:
+        config = put(config, path, 0)
+    assert [line.split(" = ")[0] for line in problems(config, devices=8)] == sizes

@@ -1,0 +1,207 @@
+import json
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxllm.cli.train import Options, pretrain
+from jaxllm.common.trees import flatten
+from jaxllm.config import MeshConfig, ScheduleConfig, TokenizerConfig, UserError
+from jaxllm.data.tokenizer_training import train_tokenizer
+from jaxllm.train.checkpoint import Checkpoints, load_run_params
+from jaxllm.train.metrics import read_metrics
+from jaxllm.train.run_folder import saved_config
+
+
+@pytest.fixture
+def config(recipe, tmp_path):
+    return replace(recipe, output=str(tmp_path / "run"))
+
+
+def test_a_run_learns_and_leaves_metrics_events_checkpoints_picture_log_tokenizer_and_configuration(uninterrupted):
+    lines = read_metrics(uninterrupted)
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert list(losses) == [1, 3, 6, 9, 12]
+    assert losses[12] < losses[1] - 0.5
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [4, 8, 12]
+    last = lines[-1]
+    assert last["final_loss"] < lines[2]["held_out_loss"]
+    assert last["final_perplexity"] == pytest.approx(np.exp(last["final_loss"]))
+    assert (uninterrupted / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert Checkpoints(uninterrupted).steps() == [8, 12]
+    assert (uninterrupted / "tokenizer.model").is_file()
+    assert json.loads((uninterrupted / "config.json").read_text())["train"]["steps"] == 12
+    log = (uninterrupted / "log.txt").read_text()
+    assert "compiled the training step in" in log
+    assert "step 12/12  loss" in log
+    assert list((uninterrupted / "events").iterdir())
+
+
+def test_a_stopped_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(config, at_step, ends_like, tmp_path):
+    folder = tmp_path / "run"
+    for step, number in ((3, signal.SIGTERM), (9, signal.SIGINT)):
+        at_step(step, lambda number=number: signal.raise_signal(number))
+        outcome = pretrain(config)
+        assert (outcome.signal, step <= outcome.step < 12) == (number, True)
+        sentence = f"stopped after step {outcome.step}; to go on: jaxllm train {folder}"
+        assert sentence in (folder / "log.txt").read_text()
+        assert (folder / "loss.png").exists()
+    assert pretrain(config).step == 12
+    assert ends_like(folder)
+
+
+def test_what_a_killed_process_left_half_written_is_neither_used_nor_kept(config, at_step, ends_like, tmp_path):
+    folder = tmp_path / "run"
+    at_step(9, lambda: signal.raise_signal(signal.SIGTERM))
+    stopped = pretrain(config).step
+    half = folder / "checkpoints" / "11.writing"
+    half.mkdir()
+    (half / "info.json").write_text('{"st')
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 11, "loss": 0.0}\n{"step": 11, "lo')
+    os.rename(folder / "checkpoints" / str(stopped), folder / "checkpoints" / f"{stopped}.deleting")
+    pretrain(config)
+    assert f"going on from step 8 of 12 in '{folder}'" in (folder / "log.txt").read_text()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["12", "8"]
+    assert ends_like(folder)
+
+
+@pytest.fixture
+def finished(config, uninterrupted, tmp_path):
+    """The folder of a copy of the finished run."""
+    return shutil.copytree(uninterrupted, tmp_path / "run")
+
+
+def test_a_finished_run_trains_no_further_and_says_so(config, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    assert pretrain(config).step == 12
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert "this run has already reached its last step, 12" in (finished / "log.txt").read_text()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_end(config, finished, ends_like):
+    damaged = finished / "checkpoints" / "12" / "info.json"
+    damaged.write_bytes(damaged.read_bytes().replace(b'"step": 12', b'"step": 13'))
+    with pytest.raises(UserError, match=r"checkpoints/12' is damaged: .*'info.json' has changed; .*--step 8"):
+        pretrain(config)
+    assert pretrain(config, Options(step=8)).step == 12
+    assert ends_like(finished)
+
+
+def test_a_run_goes_on_with_harmless_changes_and_keeps_them(config, finished):
+    changed = replace(config, log_every=1, eval=replace(config.eval, every=5), mesh=MeshConfig(data=8))
+    assert pretrain(changed).step == 12
+    assert saved_config(finished) == changed
+
+
+def test_a_run_goes_on_with_a_change_that_matters_only_when_told_to(config, finished):
+    longer = replace(config, train=replace(config.train, steps=15), seed=1)
+    with pytest.raises(UserError) as error:
+        pretrain(longer)
+    assert "  train.steps: 12 -> 15" in str(error.value)
+    assert "  seed: 0 -> 1" in str(error.value)
+    assert "--allow-change" in str(error.value)
+    assert saved_config(finished) == config
+    assert pretrain(longer, Options(allow_change=True)).step == 15
+    assert pretrain(longer).step == 15
+    assert Checkpoints(finished).steps()[-1] == 15
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_by_name_of_what_it_holds(config, finished):
+    other = replace(config, optimizer=replace(config.optimizer, kind="lion"))
+    with pytest.raises(UserError, match="not of this model and optimizer: the checkpoint also holds 'opt_state/"):
+        pretrain(other, Options(allow_change=True))
+    assert saved_config(finished) == config
+
+
+def test_changed_text_is_noticed(config, finished):
+    added = Path(config.data.sources[0].path, "added.txt")
+    added.write_text("a text that was not there\n" * 9)
+    try:
+        with pytest.raises(UserError, match=r"the text is not what this run was trained on.*--allow-change"):
+            pretrain(config)
+        assert pretrain(config, Options(allow_change=True)).step == 12
+    finally:
+        added.unlink()
+
+
+def test_another_runs_tokenizer_is_refused(config, finished):
+    path = finished / "tokenizer.model"
+    train_tokenizer(["other words than those " * 9], TokenizerConfig(vocab_size=300), path)
+    with pytest.raises(UserError, match=r"tokenizer '.*/run/tokenizer.model' is not the one that this run"):
+        pretrain(config, Options(allow_change=True))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_with_the_size_that_would_do(config, uninterrupted):
+    tokenizer = TokenizerConfig(path=str(uninterrupted / "tokenizer.model"))
+    small = replace(config, model=replace(config.model, vocab_size=300), tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"model.vocab_size = 300: .*has 320 pieces; --model.vocab-size 320 would do"):
+        pretrain(small)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_the_documents_and_the_last_good_checkpoint(
+    config, arrays, tmp_path
+):
+    with pytest.raises(UserError) as error:
+        pretrain(exploding(config))
+    folder = tmp_path / "run"
+    [saved] = Checkpoints(folder).steps()
+    message = str(error.value)
+    assert message.startswith(f"step {saved + 1}: the loss is ")
+    assert f"the last good checkpoint is '{folder}/checkpoints/{saved}'" in message
+    assert re.search(r"batch holds (doc\d\d\.txt(#\d+)?, )*doc\d\d\.txt", message)
+    assert all(np.isfinite(x).all() for x in arrays(folder, config, saved).values())
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted_on_request(config, tmp_path):
+    config = exploding(config)
+    pretrain(replace(config, train=replace(config.train, skip_nonfinite=True)))
+    last = [line for line in read_metrics(tmp_path / "run") if "loss" in line][-1]
+    assert (last["step"], last["skipped"]) == (4, 3)
+
+
+def test_a_state_that_is_not_finite_is_never_saved_though_its_loss_is(config, tmp_path):
+    optimizer = replace(exploding(config).optimizer, learning_rate=1e3, weight_decay=3e38)
+    with pytest.raises(UserError, match=r"^step 1: the state after it is not finite, .*there is no checkpoint yet"):
+        pretrain(replace(exploding(config), optimizer=optimizer))
+    assert Checkpoints(tmp_path / "run").steps() == []
+
+
+def exploding(config):
+    """Four steps of which the first throws the parameters far out, each saved."""
+    return replace(
+        config,
+        train=replace(config.train, steps=4),
+        optimizer=replace(config.optimizer, learning_rate=1e30, schedule=ScheduleConfig(warmup_steps=0)),
+        checkpoint=replace(config.checkpoint, every=1),
+    )
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_ends_the_run_and_leaves_it_whole(config, tmp_path, at_step):
+    at_step(1, lambda: (tmp_path / "run" / "checkpoints").touch())
+    with pytest.raises(UserError, match=r"cannot write the checkpoint of step 4 in .*there is none yet"):
+        pretrain(config)
+    (tmp_path / "run" / "checkpoints").unlink()
+    assert pretrain(config).step == 12
+
+
+def test_the_profiler_records_the_steps_that_were_asked_for(config, tmp_path):
+    config = replace(config, profile_steps=1, eval=replace(config.eval, every=0))
+    pretrain(config)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_parameters_of_a_run_are_its_moving_average_or_on_request_the_raw_ones(config, uninterrupted, arrays):
+    state = arrays(uninterrupted, config, 12)
+    for ema, name in ((True, "ema"), (False, "params")):
+        loaded, params = load_run_params(uninterrupted, ema=ema)
+        assert loaded == replace(config, output=str(uninterrupted))
+        wanted = {path: x.tolist() for path, x in state.items() if path.startswith(f"{name}/")}
+        assert {f"{name}/{path}": x.tolist() for path, x in flatten(params).items()} == wanted
+    _, earlier = load_run_params(uninterrupted, step=8)
+    assert not np.array_equal(earlier["embedding"]["tokens"], state["ema/embedding/tokens"])

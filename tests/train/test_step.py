@@ -1,0 +1,159 @@
+"""The training step: one result, however it is cut."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from jaxllm.common.trees import flatten
+from jaxllm.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, TransformerConfig
+from jaxllm.models.table import decoder_table
+from jaxllm.sharding.mesh import make_mesh
+from jaxllm.sharding.rules import BATCH, param_specs
+from jaxllm.train.state import abstract_state, initial_state
+from jaxllm.train.step import make_step
+
+MODEL = TransformerConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, max_positions=64)
+CONFIG = RunConfig(
+    model=MODEL,
+    optimizer=OptimizerConfig(learning_rate=1e-2, schedule=ScheduleConfig(warmup_steps=2)),
+    train=TrainConfig(steps=20, batch_size=8, loss_chunk=64),
+)
+B, T = 8, 32
+
+
+def batch(seed=0, bad=False):
+    """Two documents a row and some tokens without weight, unevenly over the rows."""
+    rng = np.random.default_rng(seed)
+    split = np.arange(T) < 11
+    return {
+        "tokens": rng.integers(0, 64, (B, T)).astype(np.int32),
+        "targets": rng.integers(0, 64, (B, T)).astype(np.int32),
+        "segments": np.tile(np.where(split, 1, 2).astype(np.int32), (B, 1)),
+        "positions": np.tile(np.where(split, np.arange(T), np.arange(T) - 11).astype(np.int32), (B, 1)),
+        "weights": (rng.random((B, T)) < np.linspace(0.1, 1, B)[:, None]).astype(np.float32) * (np.nan if bad else 1),
+    }
+
+
+def run(config, sizes=None, devices=1, steps=20, bad_at=()):
+    mesh = make_mesh(MeshConfig(**(sizes or {})), jax.devices()[:devices])
+    state, step = initial_state(config, mesh), make_step(config, mesh)
+    history = []
+    for k in range(steps):
+        cut = {name: jax.device_put(x, NamedSharding(mesh, BATCH)) for name, x in batch(k, k in bad_at).items()}
+        state, metrics = step(state, cut)
+        history.append({name: np.asarray(value) for name, value in metrics.items()})
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(CONFIG)
+
+
+def losses(history):
+    return np.array([m["loss"] for m in history])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=str,
+)
+def test_any_mesh_gives_the_losses_and_parameters_of_one_device(one_device, sizes):
+    state, history = run(CONFIG, sizes, devices=8)
+    np.testing.assert_allclose(losses(history), losses(one_device[1]), atol=1e-5)
+    for path, leaf in flatten(state.params).items():
+        np.testing.assert_allclose(leaf, flatten(one_device[0].params)[path], atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(("sizes", "devices"), [({}, 1), ({"data": 2}, 2)])
+def test_microbatches_give_the_losses_of_the_whole_batch(one_device, sizes, devices):
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=4))
+    _, history = run(config, sizes, devices)
+    np.testing.assert_allclose(losses(history), losses(one_device[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adafactor", "lion"])
+def test_every_optimizer_gives_one_result_when_cut(kind):
+    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, kind=kind))
+    whole, cut = (run(config, sizes, n, steps=6)[1] for sizes, n in (({}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8)))
+    np.testing.assert_allclose(losses(cut), losses(whole), atol=1e-5)
+
+
+def test_loss_falls_on_one_batch_and_starts_at_the_log_of_the_vocabulary():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state, step = initial_state(CONFIG, mesh), make_step(CONFIG, mesh)
+    cut = {name: jax.device_put(x, NamedSharding(mesh, BATCH)) for name, x in batch().items()}
+    history = []
+    for _ in range(20):
+        state, metrics = step(state, cut)
+        history.append(float(metrics["loss"]))
+    assert abs(history[0] - np.log(64)) < 0.2
+    assert history[-1] < history[0] - 0.5
+
+
+def test_parameters_and_optimizer_state_are_cut_on_every_leaf():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    state = initial_state(CONFIG, mesh)
+    specs = flatten(param_specs(decoder_table(MODEL)))
+    moments = {path: leaf for path, leaf in flatten(state.opt_state).items() if leaf.ndim > 0}
+    assert len(moments) == 2 * len(specs)
+    for path, leaf in (flatten(state.params) | moments).items():
+        (name,) = [n for n in specs if path == n or path.endswith("/" + n)]
+        assert leaf.sharding.spec == specs[name], path
+        parts = np.prod([mesh.shape[axis] for axis in specs[name] if axis])
+        assert leaf.addressable_shards[0].data.size * parts == leaf.size, path
+
+
+def test_abstract_state_has_the_shapes_types_and_cuts_of_the_real_one():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    shapes, state = abstract_state(CONFIG, mesh), initial_state(CONFIG, mesh)
+    for path, leaf in flatten(state).items():
+        shape = flatten(shapes)[path]
+        assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype), path
+        assert shape.sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
+
+
+def test_initial_parameters_do_not_depend_on_the_mesh():
+    one, many = (
+        flatten(initial_state(CONFIG, make_mesh(MeshConfig(**sizes), jax.devices()[:n])).params)
+        for sizes, n in (({}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8))
+    )
+    assert all(np.array_equal(one[path], many[path]) for path in one)
+
+
+def test_step_that_is_not_finite_is_skipped_and_counted_when_asked():
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, skip_nonfinite=True, ema_decay=0.9))
+    state, history = run(config, steps=3, bad_at={1})
+    assert [bool(m["finite"]) for m in history] == [True, False, True]
+    assert [int(m["skipped"]) for m in history] == [0, 1, 1]
+    assert int(state.step) == 3
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def test_ema_follows_the_parameters():
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, ema_decay=0.75))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    before = jax.tree.map(np.asarray, initial_state(config, mesh))
+    after, _ = run(config, steps=1)
+    for path, leaf in flatten(after.ema).items():
+        want = 0.75 * flatten(before.ema)[path] + 0.25 * np.asarray(flatten(after.params)[path])
+        np.testing.assert_allclose(leaf, want, atol=1e-7, err_msg=path)
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, dropout=0.2))
+    first, second = (losses(run(config, steps=3)[1]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    reseeded = losses(run(dataclasses.replace(config, seed=1), steps=3)[1])
+    assert not np.array_equal(first, reseeded)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_a_close_loss(one_device):
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, compute_dtype="bfloat16"))
+    state, history = run(config, steps=3)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    np.testing.assert_allclose(losses(history), losses(one_device[1])[:3], atol=0.02)

@@ -1,0 +1,99 @@
+"""What the benchmarks against PyTorch share: one model on both sides, and processes that take turns.
+
+Each side is a process that lives through a whole benchmark. All start and warm up one after another; then they
+take turns, so that all meet the same machine, while the others sleep.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+    from jaxllm.config import TransformerConfig
+
+ROOT = Path(__file__).parent.parent
+VOCABULARY, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD, FFN = 32_000, 512, 8, 8, 4, 64, 1408
+"""A Llama of 56.4M parameters."""
+SETTLE = 0.3
+"""Seconds between turns; OpenMP threads spin for 0.2 s after their work before they sleep."""
+
+
+def our_shape(positions: int) -> "TransformerConfig":
+    """The model as `jaxllm` names it."""
+    from jaxllm.config import TransformerConfig
+
+    return TransformerConfig(
+        vocab_size=VOCABULARY,
+        width=WIDTH,
+        layers=LAYERS,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_dim=HEAD,
+        ffn=FFN,
+        max_positions=positions,
+        tied_embeddings=False,
+    )
+
+
+def their_shape(positions: int) -> "LlamaConfig":
+    """The model as transformers names it."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD,
+        intermediate_size=FFN,
+        max_position_embeddings=positions,
+        tie_word_embeddings=False,
+    )
+
+
+def answers() -> TextIO:
+    """A worker's way back: lines of JSON. What libraries print goes to stderr from here on."""
+    way_back = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return way_back
+
+
+class Worker:
+    """A script in a process of its own, which answers each line with a line of JSON, and the start with one too."""
+
+    def __init__(self, label: str, python: str, script: str, *arguments: str):
+        self.label = label
+        self.process = subprocess.Popen(
+            [python, script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.about = self._read()
+
+    def ask(self, line: str) -> Any:
+        """The answer to a line, once the machine has come to rest."""
+        time.sleep(SETTLE)
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """The end of its input ends the process."""
+        self.process.communicate()
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"'{self.label}' ended (see above); [bench] is the extra with what it needs")
+        return json.loads(line)
