@@ -118,11 +118,15 @@ def test_abstract_state_has_the_shapes_types_and_cuts_of_the_real_one():
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh():
+    wide = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(MODEL, width=128, heads=8, kv_heads=8, head_dim=16, ffn=256)
+    )
     one, many = (
-        flatten(initial_state(CONFIG, make_mesh(MeshConfig(**sizes), jax.devices()[:n])).params)
+        flatten(initial_state(wide, make_mesh(MeshConfig(**sizes), jax.devices()[:n])).params)
         for sizes, n in (({}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8))
     )
-    assert all(np.array_equal(one[path], many[path]) for path in one)
+    for path in one:
+        np.testing.assert_array_equal(one[path], many[path], err_msg=path)
 
 
 def test_step_that_is_not_finite_is_skipped_and_counted_when_asked():
