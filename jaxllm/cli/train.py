@@ -37,19 +37,24 @@ def run(argv: list[str]) -> int:
 
 def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     """Starts the run of `config`, or goes on with it where its folder has a checkpoint. Raises as `run` does."""
+    import jax
+
     from jaxllm.data.corpus import prepare_corpus
     from jaxllm.generation.generate import Generator
     from jaxllm.generation.sampling import SamplingConfig
-    from jaxllm.train.loop import train
+    from jaxllm.train.loop import open_loader, train
     from jaxllm.train.report import Report
     from jaxllm.train.run_folder import alone, create, enter, is_run_folder, run_folder
+    from jaxllm.validation import validate
 
+    validate(config, jax.device_count())
     folder = run_folder(config)
     corpus = prepare_corpus(config.data, enter(folder, config, options.allow_change), progress=True)
+    loader = open_loader(config, corpus)
     if not is_run_folder(folder):
         create(folder, config, corpus.tokenizer_path)
     with alone(folder), Report(folder) as report:
-        outcome = train(config, folder, corpus, report, step=options.step, allow_change=options.allow_change)
+        outcome = train(config, folder, loader, report, step=options.step, allow_change=options.allow_change)
         prompts, length = config.eval.prompts, config.eval.sample_tokens
         if outcome.signal is None and prompts and length:
             generator = Generator(config.model, outcome.params, corpus.tokenizer)

@@ -243,7 +243,7 @@ class Generator:
 def _padded(prompts: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens `[B, P]`, padded on the right, and lengths `[B]`."""
     lengths = np.array([len(row) for row in prompts], np.int32)
-    tokens = np.zeros((len(prompts), min(_power_of_two(int(lengths.max())), most)), np.int32)
+    tokens = np.zeros((len(prompts), min(_power_of_two(max(map(len, prompts))), most)), np.int32)
     for i, row in enumerate(prompts):
         tokens[i, : len(row)] = row
     return tokens, lengths

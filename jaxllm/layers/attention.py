@@ -12,6 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
@@ -58,17 +59,15 @@ def _local_attention(
     window: int | None,
     softcap: float | None,
 ) -> jax.Array:
-    B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    G = N // K
-    q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G, T, H) * H**-0.5
-    k, v = (x.transpose(0, 2, 1, 3).reshape(B * K, T, H) for x in (k_BTKH, v_BTKH))
+    B, _, K, H = k_BTKH.shape
+    q = rearrange(q_BTNH, "B T (K G) H -> (B K) G T H", K=K) * H**-0.5
+    k, v = (rearrange(x, "B T K H -> (B K) T H") for x in (k_BTKH, v_BTKH))
     segments = jnp.repeat(segments_BT, K, axis=0)
     one = functools.partial(_attend, window, softcap)
     # A CPU is fastest with one pair at a time, whose scores fit its cache; an accelerator wants them all.
     at_once = None if jax.default_backend() == "cpu" else B * K
     out = jax.lax.map(lambda args: one(*args), (q, k, v, segments), batch_size=at_once)
-    return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return rearrange(out, "(B K) G T H -> B T (K G) H", K=K)
 
 
 def _blocks(T: int, window: int | None) -> list[tuple[slice, slice]]:
@@ -159,16 +158,15 @@ def cached_attention(
 
     Slots beyond a query's own are empty or belong to padding, and are never read.
     """
-    B, T, N, H = q_BTNH.shape
-    K, S = k_BKHS.shape[1], k_BKHS.shape[3]
-    G = N // K
-    q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H) * H**-0.5
+    _, K, H, S = k_BKHS.shape
+    T = q_BTNH.shape[1]
+    q = rearrange(q_BTNH, "B T (K G) H -> B K (G T) H", K=K) * H**-0.5
     # float32 for the reason given in `_scores`.
-    s = jnp.matmul(q, k_BKHS, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
+    s = rearrange(jnp.matmul(q, k_BKHS, preferred_element_type=jnp.float32), "B K (G T) S -> B K G T S", T=T)
     if softcap is not None:
         s = softcap * jnp.tanh(s / softcap)
     distance = slots_BT[:, None, None, :, None] - jnp.arange(S)
     visible = (distance >= 0) & (distance < (window or S))
     p = jax.nn.softmax(jnp.where(visible, s, NEGATIVE), axis=-1).astype(v_BKSH.dtype)
-    out = jnp.matmul(p.reshape(B, K, G * T, S), v_BKSH).reshape(B, K, G, T, H)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+    out = jnp.matmul(rearrange(p, "B K G T S -> B K (G T) S"), v_BKSH)
+    return rearrange(out, "B K (G T) H -> B T (K G) H", T=T).astype(q_BTNH.dtype)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxllm.common.trees import Tree
 from jaxllm.config import TransformerConfig
@@ -36,8 +37,9 @@ def write(
     """
 
     def row(keys: jax.Array, values: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> Any:
-        keys = jax.lax.dynamic_update_slice(keys, k.transpose(1, 2, 0).astype(keys.dtype), (0, 0, start))
-        values = jax.lax.dynamic_update_slice(values, v.transpose(1, 0, 2).astype(values.dtype), (0, start, 0))
+        k, v = rearrange(k, "T K H -> K H T"), rearrange(v, "T K H -> K T H")
+        keys = jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), (0, 0, start))
+        values = jax.lax.dynamic_update_slice(values, v.astype(values.dtype), (0, start, 0))
         return keys, values
 
     return jax.vmap(row)(keys_BKHS, values_BKSH, k_BTKH, v_BTKH, start_B)

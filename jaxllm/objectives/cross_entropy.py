@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxllm.layers.shards import along_batch, sharding_of
 
@@ -50,10 +51,9 @@ def cross_entropy(
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
     """`[B, T, ...] -> [C, B, T / C, ...]`, padded with zeros; the batch axis keeps its sharding."""
-    B, T = x.shape[:2]
-    size = -(-T // chunks)
-    x = jnp.pad(x, ((0, 0), (0, chunks * size - T)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(B, chunks, size, *x.shape[2:]), 1, 0)
+    short = -x.shape[1] % chunks
+    x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
+    return rearrange(x, "B (C T) ... -> C B T ...", C=chunks)
 
 
 def _chunks(hidden_BTD: jax.Array, chunk: int) -> int:
@@ -120,8 +120,7 @@ def _loss_forward(
     start = (zero, zero, jnp.zeros_like(kernel_DV, dtype=jnp.float32))
     xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
     (total, nll, d_kernel), dx = jax.lax.scan(add, start, xs)
-    B, T, D = hidden_BTD.shape
-    dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(B, -1, D)[:, :T]
+    dx_BTD = rearrange(dx, "C B T D -> B (C T) D")[:, : hidden_BTD.shape[1]]
     return (total, nll), (dx_BTD, d_kernel.astype(kernel_DV.dtype))
 
 

@@ -25,7 +25,6 @@ from jaxllm.train.report import Report
 from jaxllm.train.run_folder import save_config, writing_in
 from jaxllm.train.state import abstract_state, initial_state
 from jaxllm.train.step import Metrics, make_step
-from jaxllm.validation import validate
 
 PROFILE_AFTER = 10
 """Steps before the profiler starts, since the first ones are not like the rest."""
@@ -43,10 +42,25 @@ class Outcome:
     """The signal that stopped the run before its end, or none."""
 
 
+def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
+    """The batches of a run.
+
+    Raises:
+        UserError: the model's vocabulary does not hold the tokenizer's, or a source that is asked for is empty.
+    """
+    pieces = corpus.tokenizer.vocab_size
+    if pieces > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size}: the tokenizer '{corpus.tokenizer_path}' has {pieces} "
+            f"pieces; --model.vocab-size {pieces} would do"
+        )
+    return Loader(corpus, config.data, config.train.batch_size, config.seed)
+
+
 def train(
     config: RunConfig,
     folder: Path,
-    corpus: Corpus,
+    loader: Loader,
     report: Report,
     *,
     step: int | None = None,
@@ -57,21 +71,21 @@ def train(
     Ctrl-C and SIGTERM end the run after the step in flight, with a checkpoint and a picture.
 
     Args:
-        config: the run.
+        config: the run, valid on these devices.
         folder: its folder, made by `run_folder.create`.
-        corpus: the text, tokenised.
+        loader: from `open_loader`.
         report: is told how it goes.
         step: go on from this checkpoint in place of the latest; later ones are deleted.
         allow_change: go on although the text is not what it was.
 
     Raises:
-        UserError: a batch, vocabulary or mesh that does not fit; a checkpoint that is damaged or does not fit; a
-            folder that cannot be written; a loss that is not finite.
+        UserError: a checkpoint that is damaged or does not fit; a folder that cannot be written; a loss that is not
+            finite.
     """
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
         checkpoints = stack.enter_context(Checkpoints(folder, config.checkpoint.keep))
-        loop = _Loop(config, folder, corpus, report, checkpoints, interrupt)
+        loop = _Loop(config, folder, loader, report, checkpoints, interrupt)
         stack.enter_context(jax.set_mesh(loop.mesh))
         loop.start(step, allow_change)
         stack.enter_context(loop.journal)
@@ -90,18 +104,15 @@ class _Loop:
         self,
         config: RunConfig,
         folder: Path,
-        corpus: Corpus,
+        loader: Loader,
         report: Report,
         checkpoints: Checkpoints,
         interrupt: Interrupt,
     ):
-        self.config, self.folder, self.corpus = config, folder, corpus
+        self.config, self.folder, self.loader = config, folder, loader
         self.report, self.checkpoints, self.interrupt = report, checkpoints, interrupt
-        validate(config, jax.device_count())
-        _check_vocabulary(config, corpus)
         self.mesh = make_mesh(config.mesh)
-        self.loader = Loader(corpus, config.data, config.train.batch_size, config.seed)
-        self.evaluator = Evaluator(config, self.loader, self.place, self.stopping)
+        self.evaluator = Evaluator(config, loader, self.place, self.stopping)
         self.profile = contextlib.ExitStack()
         self.unread: tuple[int, Metrics] | None = None
 
@@ -120,12 +131,12 @@ class _Loop:
         """Restores the wanted checkpoint, or makes the first state, and forgets what is later."""
         steps = self.checkpoints.steps()
         if step is None and not steps:
-            self.info = Info(0, 0, self.corpus.key, self.corpus.tokenizer.fingerprint)
+            self.info = Info(0, 0, self.loader.corpus.key, self.loader.corpus.tokenizer.fingerprint)
             self.state = initial_state(self.config, self.mesh)
         else:
             abstract = abstract_state(self.config, self.mesh)
             self.state, info = self.checkpoints.restore(abstract, steps[-1] if step is None else step)
-            self.info = _checked_text(info, self.corpus, allow_change)
+            self.info = _checked_text(info, self.loader.corpus, allow_change)
             self.report.say(f"going on from step {info.step} of {self.config.train.steps} in '{self.folder}'")
         with writing_in(self.folder):
             save_config(self.folder, self.config)
@@ -285,12 +296,3 @@ def _checked_text(info: Info, corpus: Corpus, allow_change: bool) -> Info:
             "put it back, or go on with the new text by --allow-change"
         )
     return replace(info, corpus=corpus.key)
-
-
-def _check_vocabulary(config: RunConfig, corpus: Corpus) -> None:
-    pieces = corpus.tokenizer.vocab_size
-    if pieces > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}: the tokenizer '{corpus.tokenizer_path}' has {pieces} "
-            f"pieces; --model.vocab-size {pieces} would do"
-        )

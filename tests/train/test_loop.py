@@ -142,6 +142,17 @@ def test_a_tokenizer_larger_than_the_model_is_refused_with_the_size_that_would_d
     small = replace(config, model=replace(config.model, vocab_size=300), tokenizer=tokenizer)
     with pytest.raises(UserError, match=r"model.vocab_size = 300: .*has 320 pieces; --model.vocab-size 320 would do"):
         pretrain(small)
+    assert not Path(small.output).exists()
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(config, tmp_path):
+    large = replace(
+        config, mesh=MeshConfig(data=8, fsdp=2), data=replace(config.data, cache_dir=str(tmp_path / "cache"))
+    )
+    large = replace(large, train=replace(config.train, batch_size=16))
+    with pytest.raises(UserError, match="mesh is data 8 x fsdp 2 x tensor 1: makes 16 devices, and there are 8"):
+        pretrain(large)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_the_documents_and_the_last_good_checkpoint(
