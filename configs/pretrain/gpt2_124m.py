@@ -42,6 +42,6 @@ def recipe() -> RunConfig:
         optimizer=OptimizerConfig(
             learning_rate=6e-4, schedule=ScheduleConfig(kind="cosine", warmup_steps=700, final_fraction=0.0)
         ),
-        train=TrainConfig(steps=19_073, batch_size=512, accumulate=4, remat="dots"),
+        train=TrainConfig(steps=19_073, batch_size=512, accumulate=4, remat="dots", loss_chunk=4096),
         mesh=MeshConfig(data=1, fsdp=-1),
     )

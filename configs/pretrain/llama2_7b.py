@@ -39,6 +39,6 @@ def recipe() -> RunConfig:
             eps=1e-5,
             schedule=ScheduleConfig(kind="cosine", warmup_steps=2000, final_fraction=0.1),
         ),
-        train=TrainConfig(steps=476_837, batch_size=1024, accumulate=4, remat="full"),
+        train=TrainConfig(steps=476_837, batch_size=1024, accumulate=4, remat="full", loss_chunk=4096),
         mesh=MeshConfig(data=1, fsdp=-1),
     )

@@ -40,6 +40,6 @@ def recipe() -> RunConfig:
         optimizer=OptimizerConfig(
             learning_rate=3e-4, schedule=ScheduleConfig(kind="cosine", warmup_steps=8000, final_fraction=0.01)
         ),
-        train=TrainConfig(steps=1_788_140, batch_size=1024, accumulate=2, remat="full"),
+        train=TrainConfig(steps=1_788_140, batch_size=1024, accumulate=2, remat="full", loss_chunk=4096),
         mesh=MeshConfig(data=1, fsdp=-1),
     )

@@ -40,6 +40,6 @@ def recipe() -> RunConfig:
         optimizer=OptimizerConfig(
             learning_rate=4e-4, schedule=ScheduleConfig(kind="cosine", warmup_steps=2000, final_fraction=0.1)
         ),
-        train=TrainConfig(steps=47_684, batch_size=512, accumulate=8, remat="full"),
+        train=TrainConfig(steps=47_684, batch_size=512, accumulate=8, remat="full", loss_chunk=4096),
         mesh=MeshConfig(data=1, fsdp=-1),
     )

@@ -26,7 +26,7 @@ def cross_entropy(
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     *,
-    chunk: int = 1024,
+    chunk: int = 512,
     z_loss: float = 0.0,
     softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
