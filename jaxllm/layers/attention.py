@@ -45,10 +45,10 @@ def causal_attention(
     if not any(spec):
         return attend(q_BTNH, k_BTKH, v_BTKH, segments_BT)
     batch, _, heads, _ = spec
-    by_head = P(batch, None, heads, None)
-    return jax.shard_map(
-        attend, in_specs=(by_head, by_head, by_head, P(batch, None)), out_specs=by_head, check_vma=False
-    )(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    # Each input is taken as it is cut: a single key-value head carries no axis, not even one of size 1.
+    return jax.shard_map(attend, out_specs=P(batch, None, heads, None), check_vma=False)(
+        q_BTNH, k_BTKH, v_BTKH, segments_BT
+    )
 
 
 def _local_attention(

@@ -129,6 +129,12 @@ def test_initial_parameters_do_not_depend_on_the_mesh():
         np.testing.assert_array_equal(one[path], many[path], err_msg=path)
 
 
+def test_multi_query_attention_trains_under_a_mesh():
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, kv_heads=1))
+    alone, cut = (losses(run(config, sizes, devices, steps=2)[1]) for sizes, devices in (({}, 1), ({"fsdp": 4}, 4)))
+    np.testing.assert_allclose(cut, alone, atol=1e-5)
+
+
 def test_step_that_is_not_finite_is_skipped_and_counted_when_asked():
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, skip_nonfinite=True, ema_decay=0.9))
     state, history = run(config, steps=3, bad_at={1})
