@@ -3,8 +3,8 @@
     python tools/resume_matrix.py            # 20 runs, a few minutes
     python tools/resume_matrix.py --runs 3 --seed 7
 
-Each run is killed one to three times, either at any moment of the process (also while it starts) or at any moment
-of its training, in which a checkpoint is nearly always being written; then it is resumed to its end. Equal means:
+Each run is killed one to three times, most often just after a random step, where a checkpoint is nearly always being
+written, and else at any moment while the process starts; then it is resumed to its end. Equal means:
 the same bytes in every array of the last checkpoint (parameters, optimizer state, moving average, counters) and
 the same metrics but for the speed. Exit status 1 if any run differs.
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import sysconfig
@@ -38,11 +39,15 @@ def recipe() -> RunConfig:
         data=DataConfig(sources=(SourceConfig(kind="text", path={texts!r}),), sequence_length=64),
         tokenizer=TokenizerConfig(vocab_size=512),
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule=ScheduleConfig(warmup_steps=10)),
-        train=TrainConfig(steps=60, batch_size=4, ema_decay=0.95),
+        train=TrainConfig(steps={steps}, batch_size=4, ema_decay=0.95),
         eval=EvalConfig(every=15, max_tokens=2000, prompts=()),
         checkpoint=CheckpointConfig(every=3, keep=2),
     )
 """
+
+STEPS = 60
+STEP_SECONDS = 0.1
+"""A kill comes within this time after its step: about as long as a few steps take."""
 
 MODULES = "abc argparse ast bisect calendar cmd code codecs copy csv dis enum glob heapq inspect io json os random re"
 
@@ -70,10 +75,11 @@ def matrix(root: Path, runs: int, choose: random.Random) -> int:
     different = 0
     for run in range(runs):
         folder, kills = root / f"run-{run}", []
-        for _ in range(choose.randint(1, 3)):
-            from_first_step = choose.random() < 0.7
-            delay = choose.uniform(0, training if from_first_step else whole_seconds)
-            train(recipe, folder, kill=(from_first_step, delay))
+        for step in sorted(choose.sample(range(1, STEPS), choose.randint(1, 3))):
+            if choose.random() < 0.8:
+                train(recipe, folder, kill=(step, choose.uniform(0, STEP_SECONDS)))
+            else:
+                train(recipe, folder, kill=(0, choose.uniform(0, whole_seconds - training)))
             kills.append(found(folder))
         train(recipe, folder)
         difference = compare(folder, root / "whole")
@@ -95,12 +101,12 @@ def write_recipe(root: Path) -> Path:
         path = library / f"{name}.py"
         (texts / f"{name}.txt").write_text((path if path.exists() else library / name / "__init__.py").read_text())
     recipe = root / "recipe.py"
-    recipe.write_text(RECIPE.format(texts=str(texts)))
+    recipe.write_text(RECIPE.format(texts=str(texts), steps=STEPS))
     return recipe
 
 
-def train(recipe: Path, folder: Path, kill: tuple[bool, float] | None = None) -> float:
-    """Trains in a process of its own, which is killed so many seconds after it starts, or after its first step.
+def train(recipe: Path, folder: Path, kill: tuple[int, float] | None = None) -> float:
+    """Trains in a process of its own, which is killed at (a step, or 0 for its start; and so many seconds later).
 
     Returns the seconds from the first step to the end.
     """
@@ -110,10 +116,10 @@ def train(recipe: Path, folder: Path, kill: tuple[bool, float] | None = None) ->
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        if kill is None or kill[0]:
-            for line in process.stdout:
-                if line.startswith("step "):
-                    break
+        wanted = 1 if kill is None else kill[0]
+        if wanted:
+            steps = (re.match(r"step (\d+)/", line) for line in process.stdout)
+            next((step for step in steps if step and int(step[1]) >= wanted), None)
         first_step = time.perf_counter()
         if kill is not None:
             time.sleep(kill[1])
