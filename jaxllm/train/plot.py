@@ -25,7 +25,7 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
     steps, values = curve("final_bits_per_byte")
     if steps:
         axes.plot(steps[-1:], values[-1:], "*", color="#c2410c", markersize=11, label="held out, all of it")
-        axes.annotate(f"{values[-1]:.3f}", (steps[-1], values[-1]), (-4, 8), textcoords="offset points", ha="right")
+        axes.annotate(f"{values[-1]:.3f}", (steps[-1], values[-1]), (0, -16), textcoords="offset points", ha="center")
     axes.set(xlabel="step", ylabel="bits a byte", title=title)
     axes.grid(color="#e5e7eb", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
