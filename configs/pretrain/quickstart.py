@@ -3,7 +3,7 @@
     jaxllm train configs/pretrain/quickstart.py
 
 Hardware: any machine with 2 cores. Cost: 8.3 minutes of training on a Xeon with AVX-512, 1.2 s a step. Result: 1.503
-held-out bits a byte. Shorter runs: 260 steps give 1.636, 440 steps of 8 rows 1.681, and 270 steps of 8 rows of 512 tokens
+held-out bits a byte. Shorter runs: 260 steps give 1.636, 440 steps of 8 rows 1.681, 270 steps of 8 rows of 512 tokens
 1.685.
 """
 
