@@ -118,7 +118,7 @@ class DataConfig:
     packing: Literal["documents", "concatenate"] = "documents"
     """Whole pieces with segment ids, so that attention stays in its document; or one plain stream."""
     validation_fraction: float = 0.05
-    """Share of documents held out, chosen by a hash of the document's name."""
+    """Share of documents held out, chosen by a hash of the document's name; 0 holds none out and evaluates nothing."""
     cache_dir: str | None = None
     """Where tokenised corpora are kept; none means `~/.cache/jaxllm/data` ($JAXLLM_CACHE moves it)."""
     workers: int = 0
@@ -236,7 +236,7 @@ class RunConfig:
     log_every: int = 10
     """Steps between lines of metrics."""
     profile_steps: int = 0
-    """Steps recorded by the profiler, after the first ten, into `<run folder>/profile`."""
+    """Steps recorded by the profiler, after the first ten of a long run, into `<run folder>/profile`."""
     model: TransformerConfig = TransformerConfig()
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

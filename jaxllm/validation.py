@@ -35,7 +35,7 @@ class Range(NamedTuple):
         return f"{low} and {'below' if self.high_open else 'at most'} {self.high}"
 
 
-COUNT = Range(1)
+COUNT = Range(1, 2**31)
 NOT_NEGATIVE = Range(0)
 POSITIVE = Range(0, low_open=True)
 SHARE = Range(0, 1, high_open=False)
@@ -62,7 +62,7 @@ RANGES: dict[str, Range] = {
     "model.dropout": DECAY,
     "model.init_std": POSITIVE,
     "data.sequence_length": Range(2),
-    "data.validation_fraction": INSIDE,
+    "data.validation_fraction": DECAY,
     "data.workers": NOT_NEGATIVE,
     "tokenizer.vocab_size": COUNT,
     "tokenizer.train_megabytes": POSITIVE,

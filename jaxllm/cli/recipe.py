@@ -153,6 +153,7 @@ def _unknown(words: list[str], flags: list[str]) -> str:
 
 def _closest(option: str, flags: list[str]) -> str:
     """The flag whose whole name, or whose last part, is most like the option's; the first of equals."""
+    option = re.sub(r"^--no-(.+\.)", r"--\1no-", option)  # a switch is negated in its last part
 
     def likeness(flag: str) -> float:
         pairs = ((option, flag), (option.lstrip("-").rpartition(".")[2], flag.rpartition(".")[2]))

@@ -27,7 +27,7 @@ from jaxllm.train.state import abstract_state, initial_state
 from jaxllm.train.step import Metrics, make_step
 
 PROFILE_AFTER = 10
-"""Steps before the profiler starts, since the first ones are not like the rest."""
+"""Steps before the profiler starts, since the first ones are not like the rest; fewer where the run is short."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
     """The batches of a run.
 
     Raises:
-        UserError: the model's vocabulary does not hold the tokenizer's, or a source that is asked for is empty.
+        UserError: the model's vocabulary does not hold the tokenizer's, a prompt of the evaluation is longer than its
+            positions, or a source that is asked for is empty.
     """
     pieces = corpus.tokenizer.vocab_size
     if pieces > config.model.vocab_size:
@@ -54,6 +55,13 @@ def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
             f"model.vocab_size = {config.model.vocab_size}: the tokenizer '{corpus.tokenizer_path}' has {pieces} "
             f"pieces; --model.vocab-size {pieces} would do"
         )
+    for i, prompt in enumerate(config.eval.prompts):
+        tokens = 1 + len(corpus.tokenizer.encode(prompt))
+        if tokens > config.model.max_positions:
+            raise UserError(
+                f"eval.prompts.{i} = {prompt!r:.60}: has {tokens} tokens with its beginning; at most "
+                f"model.max_positions = {config.model.max_positions} would do"
+            )
     return Loader(corpus, config.data, config.train.batch_size, config.seed)
 
 
@@ -155,13 +163,14 @@ class _Loop:
                 if self.stopping():
                     break
                 self.checkpoints.check()
-                self.trace(step - first)
+                self.trace(step - first, last - first + 1)
                 self.state, metrics = step_program(self.state, self.place(next(batches)))
                 self.read()  # the step before this one, which the device now works on
                 self.unread = step, metrics
                 if step < last:
                     self.visit(step)
         self.read()
+        self.profile.close()
 
     def is_written(self, name: str) -> bool:
         """Whether the metrics of this step have that name."""
@@ -246,13 +255,14 @@ class _Loop:
         if self.stopping():
             self.report.say(f"stopped after step {step}; to go on: jaxllm train {self.folder}")
 
-    def trace(self, done: int) -> None:
-        """Opens and closes the profiler, `done` steps into this process."""
+    def trace(self, done: int, steps: int) -> None:
+        """Opens and closes the profiler, `done` steps into the `steps` of this process."""
         if self.config.profile_steps == 0:
             return
-        if done == PROFILE_AFTER:
+        start = max(0, min(PROFILE_AFTER, steps - self.config.profile_steps))
+        if done == start:
             self.profile.enter_context(jax.profiler.trace(str(self.folder / "profile")))
-        elif done == PROFILE_AFTER + self.config.profile_steps:
+        elif done == start + self.config.profile_steps:
             jax.block_until_ready(self.state)
             self.profile.close()
 

@@ -45,7 +45,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
 
     The gradient is that of the mean loss over all weighted tokens of the batch, however it is cut in devices
     and microbatches. Metrics: `loss` (nats a token, without the z-loss), `grad_norm` before clipping,
-    `learning_rate`, `tokens` (the sum of weights), `finite` and `skipped`.
+    `learning_rate`, `tokens` (the sum of weights), `finite` and `skipped`. A skipped step does not move the schedule.
     """
     model, optimizer = make_model(config), run_optimizer(config)
     rate = learning_rate(config.optimizer, config.train.steps)
@@ -93,7 +93,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
         metrics = {
             "loss": nll / weight,
             "grad_norm": norm,
-            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(rate(state.step - state.skipped), jnp.float32),
             "tokens": weight,
             "finite": finite,
             "skipped": new.skipped,

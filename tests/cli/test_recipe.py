@@ -186,6 +186,7 @@ def test_a_folder_that_is_no_run_is_named(here):
         (["--optimizer.lerning-rate=3"], "'--optimizer.lerning-rate'; did you mean '--optimizer.learning-rate'?"),
         (["--learning-rate", "3"], "'--learning-rate'; did you mean '--optimizer.learning-rate'?"),
         (["--no-qk-norm"], "'--no-qk-norm'; did you mean '--model.no-qk-norm'?"),
+        (["--no-model.qk-norm"], "'--no-model.qk-norm'; did you mean '--model.no-qk-norm'?"),
         (["--train.step", "3"], "'--train.step'; did you mean '--train.steps'?"),
         (["--data.source.0.path", "3"], "'--data.source.0.path'; did you mean '--data.sources.0.path'?"),
         (["--batch-size", "3"], "'--batch-size'; did you mean '--train.batch-size'?"),

@@ -205,6 +205,24 @@ def test_the_profiler_records_the_steps_that_were_asked_for(config, tmp_path):
     config = replace(config, profile_steps=1, eval=replace(config.eval, every=0))
     pretrain(config)
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    assert pretrain(replace(config, train=replace(config.train, steps=14), profile_steps=3), Options(allow_change=True))
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 2
+
+
+def test_a_run_may_hold_no_text_out(config, tmp_path):
+    config = replace(config, data=replace(config.data, validation_fraction=0.0))
+    assert pretrain(config).step == 12
+    assert pretrain(config).step == 12
+    lines = read_metrics(tmp_path / "run")
+    assert not any("held_out_loss" in line or "final_loss" in line for line in lines)
+    assert (tmp_path / "run" / "loss.png").exists()
+
+
+def test_a_prompt_longer_than_the_positions_is_refused_before_the_run(config):
+    long = replace(config, eval=replace(config.eval, prompts=("short", "long " * 40)))
+    with pytest.raises(UserError, match=r"eval\.prompts\.1 = 'long .*: has \d+ tokens .*model.max_positions = 32"):
+        pretrain(long)
+    assert not Path(long.output).exists()
 
 
 def test_the_parameters_of_a_run_are_its_moving_average_or_on_request_the_raw_ones(config, uninterrupted, arrays):

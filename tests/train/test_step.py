@@ -140,6 +140,8 @@ def test_step_that_is_not_finite_is_skipped_and_counted_when_asked():
     state, history = run(config, steps=3, bad_at={1})
     assert [bool(m["finite"]) for m in history] == [True, False, True]
     assert [int(m["skipped"]) for m in history] == [0, 1, 1]
+    # Warm-up: the step after the skipped one takes the rate that the skipped one did not use.
+    np.testing.assert_allclose([m["learning_rate"] for m in history], [0.0, 0.005, 0.005], atol=1e-9)
     assert int(state.step) == 3
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
 
