@@ -35,8 +35,9 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
 
     A document is held out if the hash of its name, as a number from 0 to 1, is below `validation_fraction`:
     the split follows from the names alone, so that adding or reordering documents moves no other document
-    across it. Equal texts are kept once, so none stands on both sides. If one side would be empty, it is
-    given the document whose hash is nearest to it.
+    across it. (A line, a row or a part of a file is named after its place, and may cross when that changes.)
+    Equal texts are kept once, so none stands on both sides. If one side would be empty, it is given the document
+    whose hash is nearest to it.
 
     Raises:
         UserError: no document, or only one where some must be held out; or a document that cannot be read.
