@@ -118,7 +118,8 @@ class DataConfig:
     packing: Literal["documents", "concatenate"] = "documents"
     """Whole pieces with segment ids, so that attention stays in its document; or one plain stream."""
     validation_fraction: float = 0.05
-    """Share of documents held out, chosen by a hash of the document's name; 0 holds none out and evaluates nothing."""
+    """Share of documents held out, chosen by a hash of the document's name, or of its text where the document is a
+    line, a row or a part of a file; 0 holds none out and evaluates nothing."""
     cache_dir: str | None = None
     """Where tokenised corpora are kept; none means `~/.cache/jaxllm/data` ($JAXLLM_CACHE moves it)."""
     workers: int = 0

@@ -28,7 +28,8 @@ class Command:
     train_megabytes: float = 8.0
     """Text that the trainer is shown, sampled from the training documents."""
     validation_fraction: float = 0.05
-    """Share of documents, by the hash of their names, that the trainer never sees; they measure it."""
+    """Share of documents, by the hash of their names or texts as in training, that the trainer never sees; they measure
+    it."""
     cache_dir: str | None = None
     """Where the embedded corpus is prepared; none means the default cache."""
 

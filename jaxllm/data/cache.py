@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxllm.config import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the meaning of a cached file changes."""
 
 MANIFEST = "manifest.json"

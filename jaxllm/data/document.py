@@ -8,10 +8,12 @@ from jaxllm.config import UserError
 
 @dataclass(frozen=True)
 class Document:
-    """A named text. The name decides the split and is what a person looks for when a batch goes wrong."""
+    """A named text. The name is what a person looks for when a batch goes wrong."""
 
     name: str
     text: str
+    named_by_place: bool = False
+    """The name tells where the text stands, and is another's when text is put before it: a line, a row, a part."""
 
 
 class Source(Protocol):

@@ -9,6 +9,7 @@ import itertools
 import json
 import mmap
 import os
+import re
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,9 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 
 PART = 1 << 16
 """Bytes: a longer text file becomes several documents, so that a part of one large file can be held out."""
+
+CUT_CONTEXT = 64
+"""Bytes before a cut that decide it."""
 
 File = tuple[str, Path]
 """A name that does not depend on the machine, and where the file lies."""
@@ -156,18 +160,31 @@ class TextFiles(_Files):
         i, name, start, stop = self._parts[index]
         path = self.files[i][1]
         where = f"{path} (after byte {start})" if start else str(path)
-        return Document(name, checked_text(self.content(path)[start:stop], where))
+        whole = stop - start == len(self.content(path))
+        return Document(name, checked_text(self.content(path)[start:stop], where), named_by_place=not whole)
 
 
 def _cuts(content: bytes | mmap.mmap) -> list[int]:
-    """0, ..., size: after the last blank line within `PART` bytes, else the last line, else a character."""
+    """0, ..., size, at most `PART` apart."""
     cuts = [0]
-    while len(content) - (start := cuts[-1]) > PART:
-        stop = start + PART
-        blank, line = content.rfind(b"\n\n", start, stop), content.rfind(b"\n", start, stop)
-        character = next((k for k in range(stop, stop - 4, -1) if content[k] & 0xC0 != 0x80), stop)
-        cuts.append(blank + 2 if blank >= 0 else line + 1 if line >= 0 else character)
+    while len(content) - cuts[-1] > PART:
+        cuts.append(_cut(content, cuts[-1]))
     return [*cuts, len(content)]
+
+
+def _cut(content: bytes | mmap.mmap, start: int) -> int:
+    """After a blank line `PART / 2` to `PART` bytes from `start`, else after a line, else after a character.
+
+    Of several places the bytes before it choose one, not the distance, so that the cuts after a change of the file
+    soon fall where they fell before it (content-defined chunking: Muthitacharoen et al. 2001, "A low-bandwidth network
+    file system").
+    """
+    low, high = start + PART // 2, start + PART
+    for end in (rb"\n\n", rb"\n"):
+        stops = [low + found.end() for found in re.finditer(end, content[low:high])]
+        if stops:
+            return max(stops, key=lambda stop: (zlib.crc32(content[stop - CUT_CONTEXT : stop]), stop))
+    return next((k for k in range(high, high - 4, -1) if content[k] & 0xC0 != 0x80), high)
 
 
 class JsonLines(_Files):
@@ -200,7 +217,8 @@ class JsonLines(_Files):
             raise UserError(f"{where}: expected an object with the field '{self._field}', got {record!r:.60}")
         if self._field not in record:
             raise _no_field(where, self._field, record)
-        return Document(f"{name}:{number}", checked_text(record[self._field], f"{where}, field '{self._field}'"))
+        text = checked_text(record[self._field], f"{where}, field '{self._field}'")
+        return Document(f"{name}:{number}", text, named_by_place=True)
 
 
 def _lines(content: bytes | mmap.mmap) -> np.ndarray:
@@ -268,4 +286,4 @@ class ParquetFiles(_Files):
         i, _, first = groups[group]
         name, path = self.files[i]
         text = checked_text(self._column(group)[row].as_py(), f"{path}, row {first + row}, field '{self._field}'")
-        return Document(f"{name}:{first + row}", text)
+        return Document(f"{name}:{first + row}", text, named_by_place=True)

@@ -33,11 +33,10 @@ class Survey:
 def survey(sources: Sequence[Source], validation_fraction: float, progress: bool = False) -> Survey:
     """Reads every document once; `progress` shows a bar.
 
-    A document is held out if the hash of its name, as a number from 0 to 1, is below `validation_fraction`:
-    the split follows from the names alone, so that adding or reordering documents moves no other document
-    across it. (A line, a row or a part of a file is named after its place, and may cross when that changes.)
-    Equal texts are kept once, so none stands on both sides. If one side would be empty, it is given the document
-    whose hash is nearest to it.
+    A document is held out if the hash of its name, as a number from 0 to 1, is below `validation_fraction`; that of
+    its text, where the name is only its place. Adding, removing or reordering documents therefore moves no other
+    across the split. Equal texts are kept once, so none stands on both sides. If one side would be empty, it is
+    given the document whose hash is nearest to it.
 
     Raises:
         UserError: no document, or only one where some must be held out; or a document that cannot be read.
@@ -59,7 +58,7 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
                 source.append(s)
                 index.append(i)
                 size.append(len(text))
-                share.append(name_share(document.name))
+                share.append(share_of(document.text if document.named_by_place else document.name))
     if not size:
         raise UserError(f"the data is empty: the sources hold no text ({empty} empty documents)")
     return Survey(
@@ -72,9 +71,9 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
     )
 
 
-def name_share(name: str) -> float:
-    """The hash of a name as a number in [0, 1)."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
+def share_of(text: str) -> float:
+    """The hash of a text or a name as a number in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def _held_out(share: np.ndarray, fraction: float) -> np.ndarray:

@@ -54,7 +54,7 @@ class TfdsSource:
             record = self._records[index]
         except Exception as error:  # the reader of records has no class of its own for a damaged file
             raise UserError(f"{name} cannot be read: {error}; prepare the data set again") from error
-        return Document(name, checked_text(record[self._field], f"{name}, field '{self._field}'"))
+        return Document(name, checked_text(record[self._field], f"{name}, field '{self._field}'"), named_by_place=True)
 
 
 def _builder(name: str) -> Any:

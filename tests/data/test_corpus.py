@@ -12,7 +12,7 @@ from tokenizers import models, pre_tokenizers
 from jaxllm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data import corpus as corpus_module
 from jaxllm.data.corpus import Corpus, Documents, prepare_corpus
-from jaxllm.data.survey import name_share
+from jaxllm.data.survey import share_of
 
 
 def text_of(corpus: Corpus, documents: Documents, d: int) -> str:
@@ -42,7 +42,7 @@ def untouched(monkeypatch):
 def test_every_document_is_there_once_with_its_text_on_the_side_of_its_name(corpus, texts):
     (training, held_out) = contents(corpus)
     assert training | held_out == {p.name: p.read_text() for p in texts.iterdir()}
-    assert set(held_out) == {p.name for p in texts.iterdir() if name_share(p.name) < 0.2}
+    assert set(held_out) == {p.name for p in texts.iterdir() if share_of(p.name) < 0.2}
     assert list(training) == sorted(training)
 
 
@@ -125,7 +125,7 @@ def test_the_number_of_threads_does_not_change_the_result(data, model_path, tmp_
 
 def test_the_tokenizer_is_trained_on_the_training_split_only(data, texts):
     for path in texts.iterdir():
-        letter = "held" if name_share(path.name) < 0.2 else "kept"
+        letter = "held" if share_of(path.name) < 0.2 else "kept"
         path.write_text(path.read_text() + f"zq{letter} " * 50)
     tokenizer = prepare_corpus(data, TokenizerConfig(vocab_size=420)).tokenizer
     assert len(tokenizer.encode("zqkept")) == 1

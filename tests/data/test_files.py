@@ -8,7 +8,7 @@ import pytest
 
 from jaxllm.config import SourceConfig, UserError
 from jaxllm.data.document import Document, Source
-from jaxllm.data.files import PART, find_files
+from jaxllm.data.files import PART, SUFFIXES, find_files
 from jaxllm.data.sources import open_source, parse_source
 
 
@@ -128,6 +128,28 @@ def test_a_large_text_without_blank_lines_is_cut_at_lines_or_characters(tmp_path
     assert "".join(parts.values()) == text
 
 
+def test_parts_after_a_change_of_a_large_text_are_those_from_before(tmp_path):
+    paragraphs = [f"paragraph {i} " + "word " * (i * 37 % 90) + "\n\n" for i in range(4000)]
+
+    def parts(name: str, paragraphs: list[str]) -> set[str]:
+        return set(documents(opened("text", write(tmp_path, {name: "".join(paragraphs)}) / name)).values())
+
+    before = parts("before.txt", paragraphs)
+    assert len(before) > 15
+    assert len(before - parts("longer.txt", ["put before\n\n", *paragraphs])) <= 3
+    assert len(before - parts("shorter.txt", paragraphs[:1000] + paragraphs[1010:])) <= 4
+
+
+def test_a_line_a_row_and_a_part_are_named_by_their_place_and_a_file_is_not(tmp_path):
+    write(tmp_path, {"a.jsonl": '{"text": "a"}', "a.txt": "a", "b.txt": "b\n\n" * PART, "a.py": "a"})
+    write_parquet(tmp_path / "a.parquet", {"text": ["a"]})
+    named = {d.name: d.named_by_place for kind in SUFFIXES for d in opened(kind, tmp_path)}
+    parts = {name for name in named if name.startswith("b.txt#")}
+    assert len(parts) > 2
+    assert {name for name, by_place in named.items() if by_place} == {"a.jsonl:1", "a.parquet:0", *parts}
+    assert {name for name, by_place in named.items() if not by_place} == {"a.txt", "a.py"}
+
+
 def test_source_code_is_never_cut(tmp_path):
     text = "x = 1\n\n" * PART
     assert documents(opened("code", write(tmp_path, {"big.py": text}))) == {"big.py": text}
@@ -207,7 +229,7 @@ def test_parquet_rows_are_read_at_random_over_row_groups_and_files(tmp_path):
     write_parquet(tmp_path / "b.parquet", {"body": [f"b{i}" for i in range(4)]})
     source = opened("parquet", tmp_path, field="body")
     assert len(source) == 12
-    assert source[7] == Document("a.parquet:7", "a7")
+    assert source[7] == Document("a.parquet:7", "a7", named_by_place=True)
     assert [source[i].name for i in (11, 0, 8, 3)] == [
         "b.parquet:3",
         "a.parquet:0",

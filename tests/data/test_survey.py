@@ -3,12 +3,12 @@ import pytest
 
 from jaxllm.config import UserError
 from jaxllm.data.document import Document
-from jaxllm.data.survey import kept_documents, name_share, sample, survey
+from jaxllm.data.survey import kept_documents, sample, share_of, survey
 
 
 class Memory:
-    def __init__(self, texts: dict[str, str]):
-        self._items = [Document(name, text) for name, text in texts.items()]
+    def __init__(self, texts: dict[str, str] | list[Document]):
+        self._items = [Document(*item) for item in texts.items()] if isinstance(texts, dict) else texts
 
     def fingerprint(self) -> str:
         return ""
@@ -42,7 +42,7 @@ def test_the_share_that_was_asked_for_is_held_out():
 
 def test_the_split_follows_from_each_name_alone():
     _, held_out = split(MANY)
-    assert set(held_out) == {name for name in MANY if name_share(name) < 0.3}
+    assert set(held_out) == {name for name in MANY if share_of(name) < 0.3}
     backwards = dict(reversed(MANY.items()))
     assert split(backwards)[1] == held_out
     fewer = {name: text for i, (name, text) in enumerate(MANY.items()) if i % 3}
@@ -50,6 +50,18 @@ def test_the_split_follows_from_each_name_alone():
     other_texts = {name: text + " changed" for name, text in MANY.items()}
     assert set(split(other_texts)[1]) == set(held_out)
     assert set(split(fewer, {k: v for k, v in MANY.items() if k not in fewer})[1]) == set(held_out)
+
+
+def test_documents_that_are_named_by_their_place_are_split_by_their_texts():
+    def rows(texts: list[str]) -> list[Document]:
+        return [Document(f"file:{i}", text, named_by_place=True) for i, text in enumerate(texts)]
+
+    texts = list(MANY.values())
+    chosen = {text for text in texts if share_of(text) < 0.3}
+    for variant in (texts, texts[::-1], ["put before", *texts], texts[100:]):
+        documents = rows(variant)
+        held_out = {documents[i].text for i in np.flatnonzero(survey([Memory(documents)], 0.3).held_out)}
+        assert held_out - {"put before"} == chosen & set(variant)
 
 
 def test_a_larger_share_only_adds_documents():

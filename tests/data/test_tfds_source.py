@@ -26,7 +26,7 @@ def opened(cache, path, **fields):
 def test_a_prepared_data_set_is_read_by_name_and_index(prepared, cache):
     source = opened(cache, "stdlib_corpus")
     assert len(source) == 7
-    assert source[3] == Document("stdlib_corpus/train:3", "text 3\n")
+    assert source[3] == Document("stdlib_corpus/train:3", "text 3\n", named_by_place=True)
     assert opened(cache, "stdlib_corpus", field="name")[5].text == "name 5"
 
 
