@@ -101,6 +101,11 @@ def configuration_cases() -> Iterator[Case]:
     yield "many mistakes at once", train("--seed", "-1", "--model.kv-heads", "3", "--optimizer.b2", "1.5")
     yield "sequence longer than positions", train("--data.sequence-length", "128")
     yield "KV heads that do not divide", train("--model.heads", "8", "--model.kv-heads", "3")
+    yield (
+        "position table larger than the memory",
+        train("--model.positions", "learned", "--model.max-positions", "2000000000"),
+    )
+    yield "model larger than the memory", train("--model.layers", "100000", "--model.width", "4096")
     yield "mesh larger than the devices", train("--mesh.data", "16", "--train.batch-size", "16")
     yield "batch that the mesh does not divide", train("--train.batch-size", "12", "--mesh.data", "8")
     yield (

@@ -31,6 +31,12 @@ REFUSED = {
 }
 """What the system may say to any read or write, and what would do."""
 
+OUT_OF_MEMORY = (
+    "the memory is not enough ({}); train.accumulate, a smaller data.sequence_length or train.loss_chunk, "
+    "train.remat = 'full' or more devices need less of it on each"
+)
+"""What is said when a device or the machine has no room for an array."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status: 2 for what the user can mend, 130 for Ctrl-C."""
@@ -51,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         path = "" if error.filename is None else f"'{error.filename}': "
         print(f"error: {path}{REFUSED[error.errno]}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:  # jax's own error is a RuntimeError; importing jax here takes seconds
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {OUT_OF_MEMORY.format(str(error).partition(chr(10))[0])}", file=sys.stderr)
         return 2
     finally:
         _release_stdout()

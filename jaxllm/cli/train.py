@@ -42,12 +42,15 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     from jaxllm.data.corpus import prepare_corpus
     from jaxllm.generation.generate import Generator
     from jaxllm.generation.sampling import SamplingConfig
+    from jaxllm.sharding.mesh import make_mesh
+    from jaxllm.train.fit import check_fits
     from jaxllm.train.loop import open_loader, train
     from jaxllm.train.report import Report
     from jaxllm.train.run_folder import alone, create, enter, is_run_folder, run_folder
     from jaxllm.validation import validate
 
     validate(config, jax.device_count())
+    check_fits(config, make_mesh(config.mesh))
     folder = run_folder(config)
     corpus = prepare_corpus(config.data, enter(folder, config, options.allow_change), progress=True)
     loader = open_loader(config, corpus)

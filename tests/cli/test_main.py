@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxllm.cli import main as cli
@@ -81,6 +82,11 @@ def test_a_command_gets_the_words_after_it_and_gives_the_exit_status(command):
         (OSError(errno.EDQUOT, "Quota", "f"), "error: 'f': your disk quota is used up"),
         (OSError(errno.EROFS, "Read-only", "f"), "error: 'f': the file system is read-only; name another folder"),
         (OSError(errno.EACCES, "Denied", "f"), "error: 'f': permission denied; mend the permissions"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.\nBuffers:"),
+            "error: the memory is not enough (RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.); train.accumulate",
+        ),
+        (MemoryError("Unable to allocate 4 TiB"), "error: the memory is not enough (Unable to allocate 4 TiB); train"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message_and_status_two(command, capsys, error, message):
@@ -98,6 +104,9 @@ def test_what_the_user_cannot_mend_keeps_its_traceback(command):
         cli.main(["model"])
     command(raises(KeyError("bug")))
     with pytest.raises(KeyError):
+        cli.main(["model"])
+    command(raises(RuntimeError("bug")))
+    with pytest.raises(RuntimeError, match="bug"):
         cli.main(["model"])
 
 
