@@ -142,14 +142,14 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The update rule. Norms, biases and embeddings are not decayed."""
+    """The update rule. Norms, biases and embeddings are not decayed; under Muon the head is not either."""
 
     kind: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
     """Muon moves the matrices of the blocks; embeddings, head, norms and biases follow AdamW."""
     learning_rate: float = 3e-4
     """Peak rate."""
     adam_learning_rate: float | None = None
-    """Peak rate of what Muon leaves to AdamW; none means `learning_rate`."""
+    """Peak rate of what Muon leaves to AdamW; none means `learning_rate`. Other kinds do not read it."""
     b1: float = 0.9
     """Decay of the first moment (Muon: its momentum)."""
     b2: float = 0.95
@@ -191,7 +191,7 @@ class TrainConfig:
     remat: Literal["none", "dots", "full"] = "dots"
     """Recompute in the backward pass: nothing; norms and activations (products and attention are saved); all."""
     loss_chunk: int = 512
-    """Tokens (on one device) whose logits exist at once; an accelerator is faster with some thousands."""
+    """Tokens on one device whose logits exist at once, at least one of each row; accelerators want some thousands."""
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps logits from drifting."""
     ema_decay: float | None = None
@@ -205,7 +205,7 @@ class EvalConfig:
     """Held-out evaluation and samples."""
 
     every: int = 250
-    """Steps between evaluations; 0 evaluates at the end only."""
+    """Steps between evaluations, which also come before each checkpoint; 0 evaluates at the end only."""
     max_tokens: int = 200_000
     """Tokens in one periodic evaluation; the last one always reads the whole held-out set."""
     prompts: tuple[str, ...] = ("def ", "import ", "class ")

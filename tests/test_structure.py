@@ -26,7 +26,8 @@ ORDER = [
 
 WITHOUT_JAX = [
     *("jaxllm", "jaxllm.config", "jaxllm.validation", "jaxllm.models.presets", "jaxllm.models.summary"),
-    *("jaxllm.cli.main", "jaxllm.cli.recipe", "jaxllm.cli.model"),
+    *("jaxllm.generation.config", "jaxllm.cli.main", "jaxllm.cli.recipe"),
+    *(f"jaxllm.cli.{command}" for command in ("train", "generate", "data", "tokenizer", "model")),
     *(f"configs.pretrain.{path.stem}" for path in sorted((ROOT / "configs" / "pretrain").glob("*.py"))),
 ]
 

@@ -171,11 +171,13 @@ def run_cases() -> Iterator[Case]:
 
     yield "damaged checkpoint", damaged_checkpoint
 
-    def another_tokenizer() -> Sequence[str]:
+    def another_tokenizer(*argv: str) -> Sequence[str]:
         shutil.copyfile("other.model", "run/tokenizer.model")
-        return ["train", "run"]
+        return argv
 
-    yield "another run's tokenizer", another_tokenizer
+    yield "another run's tokenizer", lambda: another_tokenizer("train", "run")
+
+    yield "generation with another run's tokenizer", lambda: another_tokenizer("generate", "run", "def")
 
     def lost_tokenizer() -> Sequence[str]:
         Path("run/tokenizer.model").unlink()
@@ -200,6 +202,7 @@ def run_cases() -> Iterator[Case]:
     )
     yield "generation from no run", lambda: ["generate", "texts", "def"]
     yield "generation at a step that was not kept", lambda: ["generate", "run", "def", "--step", "3"]
+    yield "checkpoint of a run that has not begun", train("--output", "new", "--step", "4")
     yield "prompt longer than the positions", lambda: ["generate", "run", "def class " * 60]
     yield "sampling setting out of its range", lambda: ["generate", "run", "def", "--top-p", "1.5"]
     yield "seed that is negative", lambda: ["generate", "run", "def", "--seed", "-1"]
@@ -299,7 +302,7 @@ def contents(work: Path) -> dict[str, str]:
     found = {}
     for path in work.rglob("*"):
         name = path.relative_to(work).as_posix()
-        whole_cache = name.startswith("cache/") and not name.endswith(".building")
+        whole_cache = name.startswith("cache/") and ".building/" not in name
         if path.is_file() and not whole_cache and path.name != "log.txt":
             found[name] = hashlib.blake2b(path.read_bytes()).hexdigest()
     return found

@@ -30,8 +30,8 @@ def ours(dtype: str) -> tuple[str, Callable[[Any], Times]]:
     """`Generator.tokens`, which is what `jaxllm generate` runs."""
     import jax
 
+    from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
-    from jaxllm.generation.sampling import SamplingConfig
     from jaxllm.models.decoder import initial
     from jaxllm.models.table import decoder_table
 

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -67,7 +68,7 @@ def matrix(root: Path, runs: int, choose: random.Random) -> int:
     recipe = write_recipe(root)
     train(recipe, root / "warm-up")  # fills the caches, so that the kills do not all meet the compiler
     began = time.perf_counter()
-    training = train(recipe, root / "whole")
+    training, _ = train(recipe, root / "whole")
     whole_seconds = time.perf_counter() - began
     console.print(f"uninterrupted: {whole_seconds:.1f} s, of which {training:.1f} s from the first step on")
 
@@ -77,10 +78,11 @@ def matrix(root: Path, runs: int, choose: random.Random) -> int:
         folder, kills = root / f"run-{run}", []
         for step in sorted(choose.sample(range(1, STEPS), choose.randint(1, 3))):
             if choose.random() < 0.8:
-                train(recipe, folder, kill=(step, choose.uniform(0, STEP_SECONDS)))
+                _, killed = train(recipe, folder, kill=(step, choose.uniform(0, STEP_SECONDS)))
             else:
-                train(recipe, folder, kill=(0, choose.uniform(0, whole_seconds - training)))
-            kills.append(found(folder))
+                _, killed = train(recipe, folder, kill=(0, choose.uniform(0, whole_seconds - training)))
+            if killed:
+                kills.append(found(folder))
         train(recipe, folder)
         difference = compare(folder, root / "whole")
         different += difference is not None
@@ -105,10 +107,10 @@ def write_recipe(root: Path) -> Path:
     return recipe
 
 
-def train(recipe: Path, folder: Path, kill: tuple[int, float] | None = None) -> float:
+def train(recipe: Path, folder: Path, kill: tuple[int, float] | None = None) -> tuple[float, bool]:
     """Trains in a process of its own, which is killed at (a step, or 0 for its start; and so many seconds later).
 
-    Returns the seconds from the first step to the end.
+    Returns the seconds from the first step to the end, and whether a kill ended it.
     """
     environment = {**os.environ, "JAXLLM_CACHE": str(recipe.parent / "cache")}
     program = "import sys; from jaxllm.cli.main import main; sys.exit(main())"
@@ -127,7 +129,7 @@ def train(recipe: Path, folder: Path, kill: tuple[int, float] | None = None) -> 
         printed, errors = process.communicate()
     if kill is None and process.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{printed}{errors}")
-    return time.perf_counter() - first_step
+    return time.perf_counter() - first_step, process.returncode == -signal.SIGKILL
 
 
 def found(folder: Path) -> str:

@@ -7,6 +7,7 @@ held-out bits a byte, after 2.8 million tokens.
 """
 
 from jaxllm.config import (
+    CheckpointConfig,
     DataConfig,
     EvalConfig,
     OptimizerConfig,
@@ -43,5 +44,6 @@ def recipe() -> RunConfig:
             schedule=ScheduleConfig(kind="wsd", warmup_steps=20, final_fraction=0.0, decay_fraction=0.5),
         ),
         train=TrainConfig(steps=680, batch_size=8),
+        checkpoint=CheckpointConfig(every=170),
         eval=EvalConfig(every=170, max_tokens=100_000),
     )

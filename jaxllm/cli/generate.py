@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxllm.config import UserError
-from jaxllm.generation.sampling import SamplingConfig
+from jaxllm.generation.config import SamplingConfig
 
 if TYPE_CHECKING:
     from jaxllm.generation.generate import Generation, Generator
@@ -61,8 +61,10 @@ def run(argv: list[str]) -> int:
     from jaxllm.train.run_folder import saved_tokenizer
 
     folder = Path(command.run).expanduser()
-    config, params = load_run_params(folder, command.step, command.ema)
-    generator = Generator(config.model, params, load_tokenizer(saved_tokenizer(folder)))
+    config, params, info = load_run_params(folder, command.step, command.ema)
+    tokenizer = load_tokenizer(path := saved_tokenizer(folder))
+    info.check_tokenizer(tokenizer.fingerprint, path)
+    generator = Generator(config.model, params, tokenizer)
     del params
     if len(prompts) * command.samples == 1:
         _stream(generator, prompts[0], command)

@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
         return 0
     _show(f"Parameters of '{config.name}'", parameters)
     _show(f"Training FLOPs a token, rows of {length:,} tokens, attention counted causally", flops)
-    _show(f"Bytes kept from step to step with {config.optimizer.kind}, all devices together", state)
+    _show(f"Bytes of state and gradients with {config.optimizer.kind}, all devices together", state)
     return 0
 
 

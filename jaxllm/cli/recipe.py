@@ -14,7 +14,7 @@ import tyro
 import jaxllm.config
 from jaxllm.config import RunConfig, UserError, from_dict, to_dict
 from jaxllm.train.run_folder import saved_config
-from jaxllm.validation import validate
+from jaxllm.validation import problems, validate
 
 Own = TypeVar("Own")
 
@@ -61,9 +61,16 @@ def load_run_with(argv: Sequence[str], prog: str, own: Own) -> tuple[RunConfig, 
         return_unknown_args=True,
     )
     if unknown:
-        raise UserError(_unknown(unknown, [*_flags(own), *_flags(config)]))
+        mistakes = [_unknown(unknown, [*_flags(own), *_flags(config)]), *problems(given.run)]
+        raise UserError("\n  ".join(mistakes))
     validate(given.run)
-    return given.run, given.own
+    return _elsewhere(given.run, config), given.own
+
+
+def _elsewhere(given: RunConfig, base: RunConfig) -> RunConfig:
+    """A run that was opened by its folder is another one, in a folder of its own, if its name alone is changed."""
+    renamed = given.name != base.name and given.output == base.output
+    return dataclasses.replace(given, output=None) if renamed else given
 
 
 def _base(argv: Sequence[str], prog: str) -> RunConfig:

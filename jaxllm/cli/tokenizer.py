@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxllm.config import TokenizerConfig, UserError
+from jaxllm.validation import RANGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,10 @@ def run(argv: list[str]) -> int:
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.data.tokenizer_training import train_tokenizer
 
+    for field in ("tokenizer.vocab_size", "tokenizer.train_megabytes", "data.validation_fraction"):
+        name = field.rpartition(".")[2]
+        if not RANGES[field].holds(value := getattr(command, name)):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {RANGES[field]}")
     out = Path(command.out).expanduser()
     if out.suffix != ".model":
         raise UserError(f"--out '{command.out}': the name of a SentencePiece model ends in '.model'")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxllm.config import RunConfig
+from jaxllm.config import RunConfig, UserError
 
 if TYPE_CHECKING:
     from jaxllm.train.loop import Outcome
@@ -40,21 +40,23 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     import jax
 
     from jaxllm.data.corpus import prepare_corpus
+    from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
-    from jaxllm.generation.sampling import SamplingConfig
     from jaxllm.sharding.mesh import make_mesh
     from jaxllm.train.fit import check_fits
     from jaxllm.train.loop import open_loader, train
     from jaxllm.train.report import Report
-    from jaxllm.train.run_folder import alone, create, enter, is_run_folder, run_folder
+    from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, run_folder
     from jaxllm.validation import validate
 
     validate(config, jax.device_count())
     check_fits(config, make_mesh(config.mesh))
     folder = run_folder(config)
+    if options.step is not None and not has_checkpoint(folder):
+        raise UserError(f"--step {options.step}: there is no checkpoint in '{folder}' yet; leave it out")
     corpus = prepare_corpus(config.data, enter(folder, config, options.allow_change), progress=True)
     loader = open_loader(config, corpus)
-    if not is_run_folder(folder):
+    if not has_checkpoint(folder):
         create(folder, config, corpus.tokenizer_path)
     with alone(folder), Report(folder) as report:
         outcome = train(config, folder, loader, report, step=options.step, allow_change=options.allow_change)

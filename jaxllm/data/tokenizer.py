@@ -161,9 +161,10 @@ class StreamDecoder:
     what the former alone do. All that `feed` and `finish` returned, joined, is `decode` of all ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
+        """`before` are the ids of whole text that comes before and is not given again."""
         self._tokenizer = tokenizer
-        self._context: list[int] = []
+        self._context: list[int] = list(before)
         self._pending: list[int] = []
 
     def feed(self, *ids: int) -> str:

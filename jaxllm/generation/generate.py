@@ -24,7 +24,8 @@ from jax.sharding import SingleDeviceSharding
 from jaxllm.common.trees import Tree
 from jaxllm.config import TransformerConfig, UserError
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.generation.sampling import SamplingConfig, Settings, sample
+from jaxllm.generation.config import SamplingConfig
+from jaxllm.generation.sampling import Settings, sample, settings_of
 from jaxllm.generation.text import Finish, TextStream
 from jaxllm.models.cache import Cache, empty_cache
 from jaxllm.models.decoder import Decoder, cast_for_use, forward, head_logits, per_layer
@@ -192,8 +193,9 @@ class Generator:
         self._check(prompts, max_new_tokens)
         inputs = *_padded(prompts, self.max_length), _checked(seeds, len(prompts))
         limit = max(self._limit(row, max_new_tokens) for row in prompts)
-        slots = min(_power_of_two(max(map(len, prompts)) + limit - 1), self.max_length)
-        return self._run(self._compiled(inputs, slots), inputs, sampling.settings(), limit)
+        # Of the bucket, not of the longest prompt: prompts of one bucket share both programs.
+        slots = min(_power_of_two(inputs[0].shape[1] + max_new_tokens - 1), self.max_length)
+        return self._run(self._compiled(inputs, slots), inputs, settings_of(sampling), limit)
 
     def _run(self, programs: tuple[Any, Any], inputs: Inputs, settings: Settings, limit: int) -> Iterator[np.ndarray]:
         prefill, decode = programs
@@ -208,7 +210,7 @@ class Generator:
         """The prefill for such inputs into a cache of `slots` slots, and the step that goes on from there."""
         B, P = inputs[0].shape
         names = ("prefill", B, P, slots), ("decode", B, slots)
-        args = self._params, *inputs, AS_THE_MODEL_SAYS.settings()
+        args = self._params, *inputs, settings_of(AS_THE_MODEL_SAYS)
         prefill = jax.jit(functools.partial(_prefill, self._model, slots))
         if names[0] not in self.programs:
             self.programs[names[0]] = prefill.lower(*args).compile()

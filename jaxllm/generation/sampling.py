@@ -9,49 +9,12 @@ that a CPU does at memory speed, where it would sort 32,000 logits for as long a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm.config import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How the next token is chosen."""
-
-    temperature: float = 1.0
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int = 0
-    """Keep the k likeliest tokens and those tied with the last of them; 0 keeps all."""
-    top_p: float = 1.0
-    """Then keep the fewest tokens that hold this probability together (1904.09751); 1 keeps all."""
-    min_p: float = 0.0
-    """Then keep tokens at least this likely relative to the likeliest (2407.01082); 0 keeps all."""
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens already in the text (1909.05858); 1 is none."""
-
-    def check(self) -> None:
-        """
-        Raises:
-            UserError: a field outside its range.
-        """
-        for field, valid, wanted in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
-            ("top_k", 0 <= self.top_k < 2**31, "0 (keeps all) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
-        ):
-            if not valid:
-                raise UserError(f"field '{field}': expected {wanted}, got {getattr(self, field)}")
-
-    def settings(self) -> "Settings":
-        """What a compiled program takes."""
-        floats = (self.temperature, self.top_p, self.min_p, self.repetition_penalty)
-        return Settings(jnp.int32(self.top_k), *map(jnp.float32, floats))
+from jaxllm.generation.config import SamplingConfig
 
 
 class Settings(NamedTuple):
@@ -62,6 +25,12 @@ class Settings(NamedTuple):
     top_p: jax.Array
     min_p: jax.Array
     repetition_penalty: jax.Array
+
+
+def settings_of(config: SamplingConfig) -> Settings:
+    """What a compiled program takes."""
+    floats = (config.temperature, config.top_p, config.min_p, config.repetition_penalty)
+    return Settings(jnp.int32(config.top_k), *map(jnp.float32, floats))
 
 
 def sample(logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, settings: Settings) -> jax.Array:

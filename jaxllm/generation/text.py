@@ -28,8 +28,7 @@ class TextStream:
         self.text = ""
         self.finish: Finish | None = None
         self._eos, self._limit, self._stop = tokenizer.eos_id, limit, tuple(stop)
-        self._decoder = StreamDecoder(tokenizer)
-        self._decoder.feed(*prompt)
+        self._decoder = StreamDecoder(tokenizer, prompt)
         self._held = ""
 
     def feed(self, token: int) -> str:

@@ -27,7 +27,7 @@ class Flops(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of the arrays that live from step to step, over all devices; activations are not counted."""
+    """Bytes of the state and of the gradients within a step, over all devices; activations are not counted."""
 
     parameters: int
     gradients: int

@@ -37,7 +37,7 @@ def cross_entropy(
         kernel_DV: the head.
         targets_BT: ids.
         weights_BT: 0 drops a token.
-        chunk: tokens on one device whose logits exist at once.
+        chunk: tokens on one device whose logits exist at once; at least one of each row.
         z_loss: weight of the penalty that keeps log Z near 0 (2204.02311 uses 1e-4).
         softcap: logits become `cap * tanh(logits / cap)` (2408.00118).
 

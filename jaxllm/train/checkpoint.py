@@ -51,6 +51,14 @@ class Info:
     held_out_loss: float | None = None
     """Of the capped held-out set at this step, where it was measured; the lowest one is the best checkpoint's."""
 
+    def check_tokenizer(self, fingerprint: str, path: Path) -> None:
+        """
+        Raises:
+            UserError: the tokenizer at `path`, which has that fingerprint, is not the run's.
+        """
+        if self.tokenizer != fingerprint:
+            raise UserError(f"tokenizer '{path}' is not the one that this run was trained with: put that one back")
+
 
 class Checkpoints:
     """The checkpoints of one run folder, a context: the latest `keep` and the best by held-out loss."""
@@ -120,9 +128,9 @@ class Checkpoints:
             raise self._does_not_fit(step, f"the checkpoint also holds '{min(extra)}'")
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted]), info
 
-    def restore_params(self, step: int, ema: bool) -> Tree:
+    def restore_params(self, step: int, ema: bool) -> tuple[Tree, Info]:
         """The parameters alone, on the first device; their moving average if `ema` and the run keeps one."""
-        self.info(step)
+        info = self.info(step)
         sharding = SingleDeviceSharding(jax.devices()[0])
         stored = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -130,7 +138,7 @@ class Checkpoints:
         }
         for name in ("ema", "params") if ema else ("params",):
             if wanted := {path: leaf for path, leaf in stored.items() if path.startswith(f"{name}/")}:
-                return nest(self._read(step, wanted))[name]
+                return nest(self._read(step, wanted))[name], info
         raise self._does_not_fit(step, "it holds no parameters")
 
     def info(self, step: int) -> Info:
@@ -217,8 +225,8 @@ class Checkpoints:
         )
 
 
-def load_run_params(run_folder: Path, step: int | None = None, ema: bool = True) -> tuple[RunConfig, Tree]:
-    """A run's configuration and its float32 parameters, on the first device; nothing else of the state is read.
+def load_run_params(run_folder: Path, step: int | None = None, ema: bool = True) -> tuple[RunConfig, Tree, Info]:
+    """A run's configuration, its float32 parameters on the first device, and where it stood.
 
     Args:
         run_folder: of the run.
@@ -233,7 +241,7 @@ def load_run_params(run_folder: Path, step: int | None = None, ema: bool = True)
         steps = checkpoints.steps()
         if step is None and not steps:
             raise UserError(f"the run in '{run_folder}' has no checkpoint yet")
-        return config, checkpoints.restore_params(steps[-1] if step is None else step, ema)
+        return config, *checkpoints.restore_params(steps[-1] if step is None else step, ema)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The training loop: batches in, metrics one step late, evaluation, checkpoints, and a clean stop."""
 
 import contextlib
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +156,7 @@ class _Loop:
         """Steps until the last, or until a signal comes."""
         step_program = self.compile()
         first, last = self.info.step + 1, self.config.train.steps
-        if _is_due(self.config.eval.every, first - 1) and not self.is_written("held_out_loss"):
+        if self.evaluates(first - 1) and not self.is_written("held_out_loss"):
             self.evaluate()  # it was left out for a signal
         self.meter = Meter(self.config, self.loader, steps=last - first + 1)
         with contextlib.closing(self.loader.iterate(first - 1)) as batches:
@@ -209,9 +210,14 @@ class _Loop:
             self.journal.write(step, line)
             self.report.progress(step, line, self.meter.seconds_left())
 
+    def evaluates(self, step: int) -> bool:
+        """Whether it is time to evaluate: also before each checkpoint, whose loss says which is the best."""
+        every, saves = self.config.eval.every, self.config.checkpoint.every
+        return _is_due(every, step) or (every > 0 and _is_due(saves, step))
+
     def visit(self, step: int) -> None:
         """Evaluates and saves, if it is time for either."""
-        evaluates, saves = _is_due(self.config.eval.every, step), _is_due(self.config.checkpoint.every, step)
+        evaluates, saves = self.evaluates(step), _is_due(self.config.checkpoint.every, step)
         if evaluates or saves:
             self.read()
             held_out = self.evaluate() if evaluates else None
@@ -253,7 +259,9 @@ class _Loop:
         with writing_in(self.folder):
             plot_loss(read_metrics(self.folder), self.folder / "loss.png", self.config.name)
         if self.stopping():
-            self.report.say(f"stopped after step {step}; to go on: jaxllm train {self.folder}")
+            self.report.say(f"stopped after step {step}; to go on: jaxllm train {shlex.quote(str(self.folder))}")
+        else:
+            self.report.say(f"wrote '{self.folder / 'loss.png'}', the loss over the steps")
 
     def trace(self, done: int, steps: int) -> None:
         """Opens and closes the profiler, `done` steps into the `steps` of this process."""
@@ -296,10 +304,7 @@ def _checked_text(info: Info, corpus: Corpus, allow_change: bool) -> Info:
     Raises:
         UserError: the tokenizer is another one; or the text is, and no change is allowed.
     """
-    if info.tokenizer != corpus.tokenizer.fingerprint:
-        raise UserError(
-            f"tokenizer '{corpus.tokenizer_path}' is not the one that this run was trained with: put that one back"
-        )
+    info.check_tokenizer(corpus.tokenizer.fingerprint, corpus.tokenizer_path)
     if info.corpus != corpus.key and not allow_change:
         raise UserError(
             "the text is not what this run was trained on so far (a file, or Python's own library, has changed); "

@@ -34,7 +34,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Clip by global norm, scale, decay the matrices, multiply by the rate.
 
-    Decay and Muon apply to the leaves for which `Param.is_matrix` holds: no embedding, norm or bias.
+    Decay applies to the leaves for which `Param.is_matrix` holds: no embedding, norm or bias. Muon moves and decays
+    those of the blocks only: not the head.
     """
     matrices = nest({path: leaf.is_matrix for path, leaf in table.items()})
     if config.kind == "muon":

@@ -31,6 +31,11 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """True once something can be gone on with; until then a run is as if it had not begun."""
+    return any(path.name.isdecimal() for path in folder.glob("checkpoints/*"))
+
+
 def saved_config(folder: Path) -> RunConfig:
     """The configuration of the run in `folder`, with `output` set to where it was found.
 
@@ -67,13 +72,13 @@ def saved_tokenizer(folder: Path) -> Path:
 
 
 def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfig:
-    """The tokenizer to use for a run in `folder`: its own copy if it is there already, else that of `config`.
+    """The tokenizer to use for a run in `folder`: its own copy if it has a checkpoint already, else that of `config`.
 
     Raises:
         UserError: the run that is there has another result by its configuration, and no change is allowed; or its
             tokenizer would change, or is gone.
     """
-    if not is_run_folder(folder):
+    if not is_run_folder(folder) or not has_checkpoint(folder):
         return config.tokenizer
     changed = changes(saved_config(folder), config)
     if fixed := [line for line in changed if line.startswith("tokenizer.")]:
@@ -89,6 +94,8 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
 def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
     """Makes a run folder with a configuration and a copy of a tokenizer, whole or not at all.
 
+    A run that is there but has no checkpoint yet is made anew; what it logged is kept.
+
     Raises:
         UserError: the folder holds something else, or cannot be written.
     """
@@ -103,7 +110,14 @@ def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
         beside = tokenizer.with_name("tokenizer_config.json")  # names the special tokens of a tokenizer.json
         if tokenizer.suffix == ".json" and beside.is_file():
             shutil.copyfile(beside, writing / beside.name)
-        os.rename(writing, folder)
+        if is_run_folder(folder):
+            with alone(folder):
+                for old in folder.glob("tokenizer*"):
+                    old.unlink()
+                for new in writing.iterdir():
+                    os.replace(new, folder / new.name)
+        else:
+            os.rename(writing, folder)
     except OSError as error:
         raise UserError(
             f"cannot make the run folder '{folder}': {error.strerror}; choose another with --output or --name"

@@ -1,4 +1,5 @@
 import io
+import shutil
 import sys
 
 import jax
@@ -35,7 +36,8 @@ def folder(tmp_path_factory):
             params, ema = (initial(jax.random.key(k), decoder_table(MODEL)) for k in (step, 9))
             count = jnp.asarray(step, jnp.int32)
             state = State(count, params, (), ema if step == 2 else None, count)
-            checkpoints.save(state, Info(step=step, tokens=step, corpus="text", tokenizer="pieces"))
+            pieces = load_tokenizer(root / "t.model").fingerprint
+            checkpoints.save(state, Info(step=step, tokens=step, corpus="text", tokenizer=pieces))
         checkpoints.wait()
     return root / "run"
 
@@ -117,6 +119,13 @@ def test_ctrl_c_ends_the_line_and_the_command(folder, capsys, monkeypatch):
 def test_what_will_not_do_is_named(folder, argv, complaint):
     with pytest.raises(UserError, match=complaint):
         run([argument.format(folder) for argument in argv])
+
+
+def test_a_tokenizer_that_is_not_the_runs_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    train_tokenizer(["another text\n" * 40], TokenizerConfig(vocab_size=280), tmp_path / "run" / "tokenizer.model")
+    with pytest.raises(UserError, match=r"tokenizer '.*tokenizer\.model' is not the one that this run was trained"):
+        run([str(tmp_path / "run"), "the"])
 
 
 def test_an_unknown_option_names_the_nearest(folder, capsys):

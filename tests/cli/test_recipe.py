@@ -8,6 +8,7 @@ import pytest
 from jaxllm.cli import main as cli
 from jaxllm.cli.recipe import load_run
 from jaxllm.config import RunConfig, SourceConfig, UserError, differences, to_dict
+from jaxllm.train.run_folder import save_config
 from jaxllm.validation import problems
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +175,16 @@ def test_a_file_that_holds_no_configuration_is_named(here, name, content, messag
     assert refusal(name).startswith(message)
 
 
+def test_another_name_moves_a_run_that_was_opened_by_its_folder(here):
+    folder = here / "elsewhere"
+    folder.mkdir()
+    save_config(folder, RunConfig(name="first", seed=3))
+    assert load(str(folder)).output == str(folder)
+    moved = load(str(folder), "--name", "second")
+    assert (moved.output, moved.seed) == (None, 3)
+    assert load(str(folder), "--name", "second", "--output", "there").output == "there"
+
+
 def test_a_folder_that_is_no_run_is_named(here):
     (here / "empty").mkdir()
     assert refusal("empty").startswith("'empty' is not a run folder: ")
@@ -196,8 +207,14 @@ def test_an_unknown_option_names_the_nearest(options, message):
     assert refusal(QUICKSTART, *options) == f"there is no option {message}"
 
 
+def test_unknown_options_and_values_that_will_not_do_are_told_together():
+    assert refusal(QUICKSTART, "--sed", "1", "--train.steps", "0") == (
+        "there is no option '--sed'; did you mean '--seed'?\n  train.steps = 0: must be at least 1 and below 2147483648"
+    )
+
+
 def test_all_unknown_options_are_listed():
-    lines = refusal(QUICKSTART, "--nmae", "x", "--train.steps", "3", "--sed", "1").splitlines()
+    lines = refusal(QUICKSTART, "--nmae", "x", "--train.steps", "300", "--sed", "1").splitlines()
     assert lines == [
         "there is no option '--nmae'; did you mean '--name'?",
         "there is no option '--sed'; did you mean '--seed'?",

@@ -27,6 +27,8 @@ def test_it_writes_a_tokenizer_and_reports_what_it_is_worth(corpus, capsys):
     ("arguments", "complaint"),
     [
         (["--out", "made.json"], r"--out 'made\.json': the name of a SentencePiece model ends in '\.model'"),
+        (["--out", "m.model", "--train-megabytes", "inf"], "--train-megabytes inf: must be above 0"),
+        (["--out", "m.model", "--validation-fraction", "2"], "--validation-fraction 2.0: must be at least 0 and below"),
         (["--out", "m.model", "--sources", "nowhere.txt"], r"no such file or folder: 'nowhere\.txt'"),
         (
             ["--out", "m.model", "--sources", "text:{}", "--vocab-size", "99999"],

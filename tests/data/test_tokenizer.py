@@ -216,6 +216,13 @@ def test_a_stream_is_no_slower_than_its_characters(tokenizer):
     assert [decoder.feed(i) for i in ids] == ["x", "", "", "", "😀", "y"]
 
 
+def test_a_stream_begins_after_the_text_before_it_whatever_that_ends_with(any_tokenizer):
+    for before in ("word", "a \ufffd", "\ufffd"):
+        decoder = StreamDecoder(any_tokenizer, any_tokenizer.encode(before))
+        ids = any_tokenizer.encode("word 😀")
+        assert "".join(map(decoder.feed, ids)).strip() == "word 😀"
+
+
 def test_any_ids_in_any_portions_stream_to_what_they_decode_to(any_tokenizer):
     for seed in range(100):
         choose = random.Random(seed)

@@ -8,8 +8,9 @@ from jax.sharding import NamedSharding
 
 from jaxllm.config import MeshConfig, UserError
 from jaxllm.generation import generate
+from jaxllm.generation.config import SamplingConfig
 from jaxllm.generation.generate import Generator
-from jaxllm.generation.sampling import SamplingConfig
+from jaxllm.generation.sampling import settings_of
 from jaxllm.models.decoder import Decoder, head_logits
 from jaxllm.models.table import decoder_table
 from jaxllm.sharding.mesh import make_mesh
@@ -84,7 +85,7 @@ def test_one_prefill_a_bucket_and_one_step_serve_all_lengths_and_settings(tokeni
         if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(name)
 
-    generator = Generator(LLAMA, random_params(LLAMA), tokenizer, max_length=32)
+    generator = Generator(LLAMA, random_params(LLAMA), tokenizer)
     list(generator.tokens([[1, 2, 3]], 20))
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
@@ -96,13 +97,13 @@ def test_one_prefill_a_bucket_and_one_step_serve_all_lengths_and_settings(tokeni
         assert len(compiled) == 1
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    assert set(generator.programs) == {("prefill", 1, 16, 32), ("prefill", 1, 32, 32), ("decode", 1, 32)}
+    assert set(generator.programs) == {("prefill", 1, 16, 64), ("prefill", 1, 32, 64), ("decode", 1, 64)}
 
 
 def test_the_step_overwrites_the_cache_in_place(generator):
     list(generator.tokens([[1, 2, 3]], 20))
-    step = generator.programs["decode", 1, 32]
-    cache_bytes = 2 * LLAMA.layers * LLAMA.kv_heads * LLAMA.head_dim * 32 * 4
+    step = generator.programs["decode", 1, 64]
+    cache_bytes = 2 * LLAMA.layers * LLAMA.kv_heads * LLAMA.head_dim * 64 * 4
     assert step.memory_analysis().alias_size_in_bytes >= cache_bytes
 
 
@@ -168,7 +169,7 @@ def test_bfloat16_weights_and_cache_give_nearly_the_same_logits(tokenizer):
         functools.partial(generate._prefill, generator._model, 32),
         generator._params,
         *(np.ones(s, d) for s, d in (((1, 16), np.int32), (1, np.int32), (1, np.uint32))),
-        GREEDY.settings(),
+        settings_of(GREEDY),
     )[1]
     assert {x.dtype for x in state.cache.keys + state.cache.values} == {jnp.dtype("bfloat16")}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
+from jaxllm.generation.config import SamplingConfig
 from jaxllm.generation.sampling import (
-    SamplingConfig,
     draw,
     keep_min_p,
     keep_top_k,
@@ -16,6 +16,7 @@ from jaxllm.generation.sampling import (
     likeliest,
     penalise,
     sample,
+    settings_of,
 )
 
 DRAWS = 40_000
@@ -36,7 +37,7 @@ def frequencies(logits, seen=None, **settings):
     logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (DRAWS, len(logits)))
     seen = jnp.broadcast_to(False if seen is None else jnp.asarray(seen), logits.shape)
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    tokens = jax.jit(sample)(logits, seen, keys, SamplingConfig(**settings).settings())
+    tokens = jax.jit(sample)(logits, seen, keys, settings_of(SamplingConfig(**settings)))
     return np.bincount(tokens, minlength=logits.shape[1]) / DRAWS
 
 
@@ -150,7 +151,7 @@ def test_at_temperature_zero_the_penalty_holds_and_the_key_does_not_matter():
     seen = jnp.asarray([[True, False, False]] * 50)
     keys = jax.random.split(jax.random.key(0), 50)
     for penalty, token in ((1.0, 0), (1.1, 1)):
-        settings = SamplingConfig(temperature=0, top_k=2, repetition_penalty=penalty).settings()
+        settings = settings_of(SamplingConfig(temperature=0, top_k=2, repetition_penalty=penalty))
         assert sample(logits, seen, keys, settings).tolist() == [token] * 50
 
 
@@ -174,7 +175,7 @@ def test_one_program_serves_all_settings():
     compiled = jax.jit(chex.assert_max_traces(sample, n=1))
     inputs = jnp.zeros((2, 9)), jnp.zeros((2, 9), bool), jax.random.split(jax.random.key(0), 2)
     for settings in (SamplingConfig(), SamplingConfig(temperature=0), SamplingConfig(top_k=3, top_p=0.5, min_p=0.1)):
-        compiled(*inputs, settings.settings())
+        compiled(*inputs, settings_of(settings))
 
 
 @pytest.mark.parametrize(

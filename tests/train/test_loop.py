@@ -12,6 +12,7 @@ import pytest
 from jaxllm.cli.train import Options, pretrain
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, ScheduleConfig, TokenizerConfig, UserError
+from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.train.checkpoint import Checkpoints, load_run_params
 from jaxllm.train.metrics import read_metrics
@@ -201,11 +202,43 @@ def test_a_checkpoint_folder_that_cannot_be_written_ends_the_run_and_leaves_it_w
     assert pretrain(config).step == 12
 
 
+def test_every_checkpoint_is_measured_so_that_the_best_is_kept(config, tmp_path):
+    config = replace(config, eval=replace(config.eval, every=3), checkpoint=replace(config.checkpoint, keep=3))
+    pretrain(config)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        losses = [checkpoints.info(step).held_out_loss for step in checkpoints.steps()]
+    assert len(losses) == 3
+    assert None not in losses
+    measured = [line["step"] for line in read_metrics(tmp_path / "run") if "held_out_loss" in line]
+    assert measured == [3, 4, 6, 8, 9, 12]
+
+
+def test_a_run_without_a_checkpoint_begins_anew_with_another_configuration(config, tmp_path, at_step):
+    def stop() -> None:
+        raise UserError("stop")
+
+    at_step(1, stop)
+    with pytest.raises(UserError, match="stop"):
+        pretrain(config)
+    assert not (tmp_path / "run" / "checkpoints" / "4").exists()
+    changed = replace(config, seed=5, tokenizer=replace(config.tokenizer, vocab_size=310))
+    assert pretrain(changed).step == 12
+    assert saved_config(tmp_path / "run").seed == 5
+    assert load_tokenizer(tmp_path / "run" / "tokenizer.model").vocab_size == 310
+
+
+def test_a_step_of_a_run_that_has_not_begun_is_refused_before_anything_is_made(config, tmp_path):
+    with pytest.raises(UserError, match=r"--step 4: there is no checkpoint in '.*run' yet; leave it out"):
+        pretrain(config, Options(step=4))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_profiler_records_the_steps_that_were_asked_for(config, tmp_path):
     config = replace(config, profile_steps=1, eval=replace(config.eval, every=0))
     pretrain(config)
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-    assert pretrain(replace(config, train=replace(config.train, steps=14), profile_steps=3), Options(allow_change=True))
+    longer = replace(config, train=replace(config.train, steps=14), profile_steps=3)
+    assert pretrain(longer, Options(allow_change=True)).step == 14
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 2
 
 
@@ -228,9 +261,9 @@ def test_a_prompt_longer_than_the_positions_is_refused_before_the_run(config):
 def test_the_parameters_of_a_run_are_its_moving_average_or_on_request_the_raw_ones(config, uninterrupted, arrays):
     state = arrays(uninterrupted, config, 12)
     for ema, name in ((True, "ema"), (False, "params")):
-        loaded, params = load_run_params(uninterrupted, ema=ema)
+        loaded, params, _ = load_run_params(uninterrupted, ema=ema)
         assert loaded == replace(config, output=str(uninterrupted))
         wanted = {path: x.tolist() for path, x in state.items() if path.startswith(f"{name}/")}
         assert {f"{name}/{path}": x.tolist() for path, x in flatten(params).items()} == wanted
-    _, earlier = load_run_params(uninterrupted, step=8)
+    _, earlier, _ = load_run_params(uninterrupted, step=8)
     assert not np.array_equal(earlier["embedding"]["tokens"], state["ema/embedding/tokens"])

@@ -26,6 +26,8 @@ def test_a_new_run_takes_the_configured_tokenizer_and_a_started_one_its_own_copy
     create(folder, config, tokenizer)
     assert is_run_folder(folder)
     assert saved_config(folder) == config
+    assert enter(folder, config, False) == config.tokenizer
+    (folder / "checkpoints" / "4").mkdir(parents=True)
     assert enter(folder, config, False) == TokenizerConfig(path=str(folder / "tokenizer.model"))
     assert (folder / "tokenizer.model").read_bytes() == b"pieces"
     (folder / "tokenizer.model").unlink()
@@ -61,6 +63,8 @@ def test_changes_are_refused_unless_allowed_and_those_of_the_tokenizer_always(tm
     folder = run_folder(config)
     create(folder, config, tokenizer)
     changed = replace(config, seed=4)
+    enter(folder, changed, False)
+    (folder / "checkpoints" / "4").mkdir(parents=True)
     with pytest.raises(UserError, match=r"change its result:\n  seed: 0 -> 4\n.*--allow-change.*--name or --output"):
         enter(folder, changed, False)
     enter(folder, changed, True)
