@@ -3,7 +3,8 @@
     jaxllm train configs/pretrain/stdlib_25m.py
 
 Hardware: any machine with 2 cores. Cost: 58 minutes of training on a Xeon with AVX-512, 5.1 s a step. Result: 1.248
-held-out bits a byte, after 2.8 million tokens.
+held-out bits a byte, after 2.8 million tokens (1.747, 1.552 and 1.368 on 100,000 tokens of it after a quarter, a half
+and three quarters).
 """
 
 from jaxllm.config import (
