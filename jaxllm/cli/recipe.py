@@ -64,13 +64,10 @@ def load_run_with(argv: Sequence[str], prog: str, own: Own) -> tuple[RunConfig, 
         mistakes = [_unknown(unknown, [*_flags(own), *_flags(config)]), *problems(given.run)]
         raise UserError("\n  ".join(mistakes))
     validate(given.run)
-    return _elsewhere(given.run, config), given.own
-
-
-def _elsewhere(given: RunConfig, base: RunConfig) -> RunConfig:
-    """A run that was opened by its folder is another one, in a folder of its own, if its name alone is changed."""
-    renamed = given.name != base.name and given.output == base.output
-    return dataclasses.replace(given, output=None) if renamed else given
+    by_folder = not argv[0].endswith(".py")
+    moved = by_folder and given.run.name != config.name and not any(word.startswith("--output") for word in options)
+    # A run that was opened by its folder is another one, in a folder of its own, if its name alone is changed.
+    return dataclasses.replace(given.run, output=None) if moved else given.run, given.own
 
 
 def _base(argv: Sequence[str], prog: str) -> RunConfig:

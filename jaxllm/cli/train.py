@@ -59,6 +59,7 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     if not has_checkpoint(folder):
         create(folder, config, corpus.tokenizer_path)
     with alone(folder), Report(folder) as report:
+        enter(folder, config, options.allow_change)  # another process may have trained here in the meantime
         outcome = train(config, folder, loader, report, step=options.step, allow_change=options.allow_change)
         prompts, length = config.eval.prompts, config.eval.sample_tokens
         if outcome.signal is None and prompts and length:

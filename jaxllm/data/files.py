@@ -209,10 +209,13 @@ class JsonLines(_Files):
         start, stop, number = lines[i][row].tolist()
         name, path = self.files[i]
         where = f"{path}:{number}"
+        line = checked_text(self.content(path)[start:stop].rstrip(), where)
         try:
-            record = json.loads(checked_text(self.content(path)[start:stop].rstrip(), where))
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+            raise UserError(f"{where}: JSON that cannot be read: {error}") from None
         if not isinstance(record, dict):
             raise UserError(f"{where}: expected an object with the field '{self._field}', got {record!r:.60}")
         if self._field not in record:

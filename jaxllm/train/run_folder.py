@@ -32,8 +32,15 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """True once something can be gone on with; until then a run is as if it had not begun."""
-    return any(path.name.isdecimal() for path in folder.glob("checkpoints/*"))
+    """True once something can be gone on with; until then a run is as if it had not begun.
+
+    Raises:
+        OSError: the checkpoints that are there cannot be listed.
+    """
+    try:
+        return any(name.isdecimal() for name in os.listdir(folder / "checkpoints"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def saved_config(folder: Path) -> RunConfig:
@@ -94,7 +101,7 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
 def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
     """Makes a run folder with a configuration and a copy of a tokenizer, whole or not at all.
 
-    A run that is there but has no checkpoint yet is made anew; what it logged is kept.
+    A run that is there but has no checkpoint yet is made anew; its log is kept.
 
     Raises:
         UserError: the folder holds something else, or cannot be written.

@@ -185,6 +185,11 @@ def test_another_name_moves_a_run_that_was_opened_by_its_folder(here):
     assert load(str(folder), "--name", "second", "--output", "there").output == "there"
 
 
+def test_another_name_leaves_the_output_that_a_recipe_sets(here):
+    text = "from jaxllm.config import *\ndef recipe():\n    return RunConfig(output='/big/run')\n"
+    assert load(write(here / "r.py", text), "--name", "mine").output == "/big/run"
+
+
 def test_a_folder_that_is_no_run_is_named(here):
     (here / "empty").mkdir()
     assert refusal("empty").startswith("'empty' is not a run folder: ")

@@ -196,6 +196,8 @@ def test_an_empty_file_has_no_lines(tmp_path):
     [
         (b'{"text": "a"', r"a\.jsonl:2: not JSON: Expecting ',' delimiter at column 13"),
         (b"plain words", r"a\.jsonl:2: not JSON: Expecting value at column 1"),
+        (b'{"text": "a", "id": ' + b"9" * 5000 + b"}", r"a\.jsonl:2: JSON that cannot be read: Exceeds the limit"),
+        (b"[" * 200_000, r"a\.jsonl:2: JSON that cannot be read: .*recursion"),
         (b'["text"]', r"a\.jsonl:2: expected an object with the field 'text', got \['text'\]"),
         (
             b'{"body": "a", "id": 1}',
