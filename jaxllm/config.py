@@ -205,7 +205,7 @@ class EvalConfig:
     """Held-out evaluation and samples."""
 
     every: int = 250
-    """Steps between evaluations, which also come before each checkpoint; 0 evaluates at the end only."""
+    """Steps between evaluations, which also come before each checkpoint that is due; 0 evaluates at the end only."""
     max_tokens: int = 200_000
     """Tokens in one periodic evaluation; the last one always reads the whole held-out set."""
     prompts: tuple[str, ...] = ("def ", "import ", "class ")

@@ -32,8 +32,8 @@ REFUSED = {
 """What the system may say to any read or write, and what would do."""
 
 OUT_OF_MEMORY = (
-    "the memory is not enough ({}); train.accumulate, a smaller data.sequence_length or train.loss_chunk, "
-    "train.remat = 'full' or more devices need less of it on each"
+    "the memory is not enough ({}); training needs less of it with train.accumulate, a smaller data.sequence_length or "
+    "train.loss_chunk, train.remat = 'full' or more devices, and generation with a smaller --batch"
 )
 """What is said when a device or the machine has no room for an array."""
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:  # jax's own error is a RuntimeError; importing jax here takes seconds
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"error: {OUT_OF_MEMORY.format(str(error).partition(chr(10))[0])}", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY.format(str(error).partition(chr(10))[0] or 'MemoryError')}", file=sys.stderr)
         return 2
     finally:
         _release_stdout()

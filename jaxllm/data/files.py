@@ -102,7 +102,7 @@ class _Files:
         """The file's bytes, mapped and not loaded (only a `.gz` is unpacked in memory)."""
         if self._last is None or self._last[0] != path:
             try:
-                if path.suffix == ".gz":
+                if path.suffix.lower() == ".gz":
                     content: bytes | mmap.mmap = gzip.decompress(path.read_bytes())
                 elif path.stat().st_size == 0:  # which cannot be mapped
                     content = b""
@@ -177,7 +177,7 @@ def _cut(content: bytes | mmap.mmap, start: int) -> int:
 
     Of several places the bytes before it choose one, not the distance, so that the cuts after a change of the file
     soon fall where they fell before it (content-defined chunking: Muthitacharoen et al. 2001, "A low-bandwidth network
-    file system").
+    file system"). Text without line ends, or whose lines are all equal, is cut by distance.
     """
     low, high = start + PART // 2, start + PART
     for end in (rb"\n\n", rb"\n"):

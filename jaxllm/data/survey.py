@@ -35,8 +35,8 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
 
     A document is held out if the hash of its name, as a number from 0 to 1, is below `validation_fraction`; that of
     its text, where the name is only its place. Adding, removing or reordering documents therefore moves no other
-    across the split. Equal texts are kept once, so none stands on both sides. If one side would be empty, it is
-    given the document whose hash is nearest to it.
+    across the split, but for equal texts: the first of them is kept, under its name, so that none stands on both
+    sides. If one side would be empty, it is given the document whose hash is nearest to it.
 
     Raises:
         UserError: no document, or only one where some must be held out; or a document that cannot be read.

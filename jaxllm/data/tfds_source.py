@@ -29,7 +29,7 @@ class TfdsSource:
             self._records = builder.as_data_source(split=split)
         except NotImplementedError:
             raise UserError(
-                f"the TFDS data set '{name}' was prepared as {builder.info.file_format}, which cannot be "
+                f"the TFDS data set '{name}' was prepared as {builder.info.file_format.value}, which cannot be "
                 "read by index; prepare it again with file_format='array_record'"
             ) from None
         except (KeyError, ValueError):

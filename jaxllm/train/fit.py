@@ -19,13 +19,15 @@ def check_fits(config: RunConfig, mesh: Mesh) -> None:
     together = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None).total
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     needed, available, where = together / parts, _device_memory(mesh), "each device"
-    if mesh.devices.flat[0].platform == "cpu":  # whose devices share the machine's memory
+    remedy = " or cut it over more devices with mesh.fsdp"
+    if mesh.devices.flat[0].platform == "cpu":  # whose devices share the machine's memory: only replicas cost more
+        remedy = remedy if mesh.shape["data"] > 1 else ""
         needed, available, where = needed * len(mesh.local_devices), _machine_memory(), "this machine"
     if available is not None and needed > available:
         raise UserError(
             f"the model does not fit: its parameters, gradients and {config.optimizer.kind} state need "
             f"{needed / 2**30:,.1f} GiB and {where} has {available / 2**30:,.1f} GiB; make the model smaller (`jaxllm "
-            "model` counts its parts) or cut it over more devices with mesh.fsdp"
+            f"model` counts its parts){remedy}"
         )
 
 

@@ -211,7 +211,7 @@ class _Loop:
             self.report.progress(step, line, self.meter.seconds_left())
 
     def evaluates(self, step: int) -> bool:
-        """Whether it is time to evaluate: also before each checkpoint, whose loss says which is the best."""
+        """Whether it is time to evaluate: also before each checkpoint that is due, for the loss says which is best."""
         every, saves = self.config.eval.every, self.config.checkpoint.every
         return _is_due(every, step) or (every > 0 and _is_due(saves, step))
 

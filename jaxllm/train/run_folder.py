@@ -85,7 +85,7 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
         UserError: the run that is there has another result by its configuration, and no change is allowed; or its
             tokenizer would change, or is gone.
     """
-    if not is_run_folder(folder) or not has_checkpoint(folder):
+    if not has_checkpoint(folder):
         return config.tokenizer
     changed = changes(saved_config(folder), config)
     if fixed := [line for line in changed if line.startswith("tokenizer.")]:

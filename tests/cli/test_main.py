@@ -84,9 +84,10 @@ def test_a_command_gets_the_words_after_it_and_gives_the_exit_status(command):
         (OSError(errno.EACCES, "Denied", "f"), "error: 'f': permission denied; mend the permissions"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.\nBuffers:"),
-            "error: the memory is not enough (RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.); train.accumulate",
+            "error: the memory is not enough (RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.); training needs",
         ),
         (MemoryError("Unable to allocate 4 TiB"), "error: the memory is not enough (Unable to allocate 4 TiB); train"),
+        (MemoryError(), "error: the memory is not enough (MemoryError); training needs less of it"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message_and_status_two(command, capsys, error, message):

@@ -216,6 +216,10 @@ def test_a_bad_line_is_named(tmp_path, line, complaint):
         source[1]
 
 
+def test_a_gz_is_unpacked_whatever_the_case_of_its_name(tmp_path):
+    assert documents(opened("text", write(tmp_path, {"A.TXT.GZ": gzip.compress(b"text")}))) == {"A.TXT.GZ": "text"}
+
+
 def test_a_damaged_gz_is_named(tmp_path):
     whole = gzip.compress(b'{"text": "a"}\n' * 1000)
     source = opened("jsonl", write(tmp_path, {"a.jsonl.gz": whole[: len(whole) // 2]}))

@@ -44,6 +44,13 @@ def test_the_fingerprint_follows_the_records_the_split_and_the_field(prepared, c
     assert len(set(prints)) == 4
 
 
+def test_a_data_set_that_cannot_be_read_by_index_says_how_it_can(prepared, cache):
+    info = next(prepared.rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(UserError, match=r"as tfrecord, .*; prepare it again with file_format='array_record'"):
+        opened(cache, "stdlib_corpus")
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "complaint"),
     [

@@ -251,6 +251,13 @@ def test_a_run_may_hold_no_text_out(config, tmp_path):
     assert (tmp_path / "run" / "loss.png").exists()
 
 
+def test_a_model_larger_than_the_memory_is_refused_before_the_run(config):
+    large = replace(config, model=replace(config.model, positions="learned", max_positions=2 * 10**9))
+    with pytest.raises(UserError, match="the model does not fit"):
+        pretrain(large)
+    assert not Path(large.output).exists()
+
+
 def test_a_prompt_longer_than_the_positions_is_refused_before_the_run(config):
     long = replace(config, eval=replace(config.eval, prompts=("short", "long " * 40)))
     with pytest.raises(UserError, match=r"eval\.prompts\.1 = 'long .*: has \d+ tokens .*model.max_positions = 32"):

@@ -73,6 +73,12 @@ def test_changes_are_refused_unless_allowed_and_those_of_the_tokenizer_always(tm
         enter(folder, changed, True)
 
 
+def test_checkpoints_without_their_configuration_are_not_gone_on_with(tmp_path):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is not a run folder: cannot read '.*config\.json'"):
+        enter(tmp_path, RunConfig(), True)
+
+
 def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path, tokenizer):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
