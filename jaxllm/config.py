@@ -259,45 +259,58 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """The inverse of `to_dict`; fields that are left out have their defaults.
 
     Raises:
-        UserError: a key that `cls` does not have (with the nearest one that it has), or a value of the
-            wrong type. All of them are listed.
+        UserError: with all that `read_dict` finds wrong.
     """
-    mistakes: list[str] = []
-    config = _read(cls, values, "", mistakes)
+    config, mistakes = read_dict(cls, values)
     if mistakes:
-        raise UserError("\n".join(mistakes))
+        raise UserError("\n".join(mistakes.values()))
     return config
 
 
-def _read(hint: Any, value: Any, where: str, mistakes: list[str]) -> Any:
-    """`value` as a `hint`; what is wrong with it is added to `mistakes`."""
+def read_dict(cls: type[T], values: Mapping[str, Any]) -> tuple[T, dict[str, str]]:
+    """`values` as a `cls` that has its defaults where they cannot be read; and for each such field what is wrong.
+
+    Wrong are a key that `cls` does not have, which is told of with the nearest that it has, and a value of another
+    type.
+    """
+    mistakes: dict[str, str] = {}
+    return _read(cls, values, cls(), "", mistakes), mistakes
+
+
+def _read(hint: Any, value: Any, default: Any, where: str, mistakes: dict[str, str]) -> Any:
+    """`value` as a `hint`; else the `default`, and an entry in `mistakes`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         hints, prefix, known = typing.get_type_hints(hint), f"{where}." if where else "", {}
         for key, item in value.items():
+            name = f"{prefix}{key}"
             if key in hints:
-                known[key] = _read(hints[key], item, f"{prefix}{key}", mistakes)
+                known[key] = _read(hints[key], item, getattr(default, key), name, mistakes)
             else:
                 near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
-                mistakes.append(f"{prefix}{key}: there is no such field; the nearest is {prefix}{near}")
+                mistakes[name] = f"{name}: there is no such field; the nearest is {prefix}{near}"
         return typing.cast(type, hint)(**known)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_read(args[0], item, f"{where}.{i}", mistakes) for i, item in enumerate(value))
+        return tuple(_read(args[0], item, args[0](), f"{where}.{i}", mistakes) for i, item in enumerate(value))
     if origin is types.UnionType:  # the only ones are `X | None`
-        return None if value is None else _read(args[0], value, where, mistakes)
+        return None if value is None else _read(args[0], value, default, where, mistakes)
     if hint is float and type(value) is int:
         return float(value)
-    if not (value in args if origin is Literal else type(value) is hint):
-        mistakes.append(f"{where or 'the configuration'} = {value!r}: expected {_wanted(hint)}")
-    return value
+    if value in args if origin is Literal else type(value) is hint:
+        return value
+    mistakes[where] = f"{where or 'the configuration'} = {value!r}: expected {expected(hint)}"
+    return default
 
 
-def _wanted(hint: Any) -> str:
-    """What a field takes, in words."""
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    if typing.get_origin(hint) is tuple:
-        return f"a list, each of it {_wanted(typing.get_args(hint)[0])}"
+def expected(hint: Any) -> str:
+    """What a field of that type takes, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin is tuple:
+        return f"a list, each of it {expected(args[0])}"
+    if origin is types.UnionType:  # the only ones are `X | None`
+        return f"{expected(args[0])}, or None"
     if dataclasses.is_dataclass(hint):
         return f"the fields of a {typing.cast(type, hint).__name__}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]

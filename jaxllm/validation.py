@@ -1,7 +1,8 @@
-"""What a configuration must satisfy beyond the types of its fields: all mistakes at once, before any compile."""
+"""What a configuration must satisfy: all mistakes at once, before any compile."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxllm.config import (
@@ -10,7 +11,7 @@ from jaxllm.config import (
     RunConfig,
     TransformerConfig,
     UserError,
-    from_dict,
+    read_dict,
     to_dict,
 )
 
@@ -94,25 +95,28 @@ CUT_BY = {"vocab_size": "tensor", "heads": "tensor", "kv_heads": "tensor", "ffn"
 """Sizes of the model and the mesh axis that divides each, as `sharding/rules.py` has them."""
 
 
-def validate(config: RunConfig, devices: int | None = None) -> None:
-    """Passes a configuration on which `problems` finds nothing.
+def refuse(mistakes: Sequence[str]) -> None:
+    """Passes a configuration in which no mistake was found.
 
     Raises:
-        UserError: with all that was found, a line each.
+        UserError: with all that were, a line each.
     """
-    found = problems(config, devices)
-    if found:
-        count = "a mistake" if len(found) == 1 else f"{len(found)} mistakes"
-        raise UserError("\n  ".join([f"{count} in the configuration:", *found]))
+    if mistakes:
+        count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise UserError("\n  ".join([f"{count} in the configuration:", *mistakes]))
 
 
-def problems(config: RunConfig, devices: int | None = None) -> list[str]:
-    """Each mistake as `field = value: what it must be`; the mesh is held against `devices` where they are known."""
-    try:
-        from_dict(RunConfig, to_dict(config))
-    except UserError as error:
-        return str(error).splitlines()  # a wrong type: comparing it with anything could fail
-    return [
+def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str] = ()) -> list[str]:
+    """Each mistake as `field = value: what it must be`.
+
+    Args:
+        config: with any values.
+        devices: that there are; the mesh is held against them where they are known.
+        unread: fields that stand at another value than was asked for: nothing is said that mentions one.
+    """
+    config, wrong = read_dict(RunConfig, to_dict(config))
+    silent = re.compile("|".join(rf"\b{re.escape(field)}\b" for field in (*unread, *wrong)) or "$^")
+    found = [
         *_out_of_range(config),
         *_name(config.name),
         *_model(config.model),
@@ -121,6 +125,7 @@ def problems(config: RunConfig, devices: int | None = None) -> list[str]:
         *_between_parts(config),
         *_mesh(config, devices),
     ]
+    return [*wrong.values(), *(line for line in found if not silent.search(line))]
 
 
 def _out_of_range(config: RunConfig) -> Iterator[str]:

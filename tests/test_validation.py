@@ -9,7 +9,7 @@ from jaxllm.common.axes import LEGEND
 from jaxllm.config import DataConfig, RunConfig, SourceConfig, UserError
 from jaxllm.sharding.mesh import AXES
 from jaxllm.sharding.rules import RULES
-from jaxllm.validation import CUT_BY, RANGES, problems, validate
+from jaxllm.validation import CUT_BY, RANGES, problems, refuse
 
 
 def put(config: Any, path: str, value: Any) -> Any:
@@ -46,7 +46,7 @@ NUMBERS = numbers(RunConfig())
 def test_the_default_run_is_in_order():
     assert problems(RunConfig()) == []
     assert problems(RunConfig(), devices=8) == []
-    validate(RunConfig(), devices=8)
+    refuse(problems(RunConfig(), devices=8))
 
 
 def test_every_number_has_a_range():
@@ -210,7 +210,7 @@ def test_wrong_types_are_told_of_in_place_of_failing():
 
 def test_all_mistakes_are_raised_at_once():
     with pytest.raises(UserError) as error:
-        validate(run(name="a/b", train__steps=0, model__head_dim=3, optimizer__b2=2.0))
+        refuse(problems(run(name="a/b", train__steps=0, model__head_dim=3, optimizer__b2=2.0)))
     first, *lines = str(error.value).splitlines()
     assert first == "4 mistakes in the configuration:"
     assert [line.split(" = ")[0].strip() for line in lines] == [

@@ -1,10 +1,14 @@
 """From the words after a subcommand to a checked configuration: a recipe or a run folder, then overrides."""
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
@@ -12,9 +16,9 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 import jaxllm.config
-from jaxllm.config import RunConfig, UserError, from_dict, to_dict
+from jaxllm.config import RunConfig, UserError, expected, read_dict, to_dict
 from jaxllm.train.run_folder import saved_config
-from jaxllm.validation import problems, validate
+from jaxllm.validation import problems, refuse
 
 Own = TypeVar("Own")
 
@@ -39,12 +43,29 @@ def load_run(argv: Sequence[str], prog: str) -> RunConfig:
     return load_run_with(argv, prog, _Nothing())[0]
 
 
-def load_run_with(argv: Sequence[str], prog: str, own: Own) -> tuple[RunConfig, Own]:
-    """`load_run` for a command that has options of its own: the fields of the dataclass `own`, at their defaults."""
-    if argv and argv[0] in ("-h", "--help"):
-        config, options = RunConfig(), argv
-    else:
-        config, options = _base(argv, prog), argv[1:]
+def load_run_with(
+    argv: Sequence[str], prog: str, own: Own, devices: Callable[[], int] | None = None
+) -> tuple[RunConfig, Own]:
+    """`load_run` for a command that has options of its own: the fields of the dataclass `own`, at their defaults.
+
+    The mesh is held against the number that `devices` gives, which is called once the options are read.
+    """
+    wants_help = argv and argv[0] in ("-h", "--help")
+    config, wrong = (RunConfig(), {}) if wants_help else _base(argv, prog)
+    options = argv if wants_help else argv[1:]
+    (given, run), unread = _overridden(options, own, config, prog)
+    wrong |= unread
+    refuse([*wrong.values(), *problems(run, devices and devices(), wrong)])
+    by_folder = not argv[0].endswith(".py")
+    moved = by_folder and run.name != config.name and not any(word.startswith("--output") for word in options)
+    # A run that was opened by its folder is another one, in a folder of its own, if its name alone is changed.
+    return dataclasses.replace(run, output=None) if moved else run, given
+
+
+def _overridden(
+    words: Sequence[str], own: Own, config: RunConfig, prog: str
+) -> tuple[tuple[Own, RunConfig], dict[str, str]]:
+    """`own` and `config` with the options in `words` that can be read; what is wrong with the others, by field."""
     arguments = dataclasses.make_dataclass(
         "Arguments",
         [
@@ -52,35 +73,56 @@ def load_run_with(argv: Sequence[str], prog: str, own: Own) -> tuple[RunConfig, 
             ("run", Annotated[RunConfig, tyro.conf.arg(name="")]),
         ],
     )
-    given, unknown = tyro.cli(
-        arguments,
-        args=list(options),
-        default=arguments(own, config),
-        prog=f"{prog} RECIPE",
-        description=ABOUT,
-        return_unknown_args=True,
-    )
-    if unknown:
-        mistakes = [_unknown(unknown, [*_flags(own), *_flags(config)]), *problems(given.run)]
-        raise UserError("\n  ".join(mistakes))
-    validate(given.run)
-    by_folder = not argv[0].endswith(".py")
-    moved = by_folder and given.run.name != config.name and not any(word.startswith("--output") for word in options)
-    # A run that was opened by its folder is another one, in a folder of its own, if its name alone is changed.
-    return dataclasses.replace(given.run, output=None) if moved else given.run, given.own
+
+    def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
+        return tyro.cli(
+            arguments,
+            args=list(words),
+            default=arguments(own, config),
+            prog=f"{prog} RECIPE",
+            description=ABOUT,
+            return_unknown_args=True,
+        )
+
+    def is_readable(words: Sequence[str]) -> bool:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                parse(words)
+        except SystemExit:
+            return False
+        return True
+
+    takes, unreadable = dict(_flags(own)) | dict(_flags(config)), []
+    if not {"-h", "--help"} & set(words) and not is_readable(words):  # tyro ends at the first that it cannot read
+        groups = _groups(words)
+        unreadable = [group for group in groups if not is_readable(group)]
+        words = list(chain.from_iterable(group for group in groups if group not in unreadable))
+    given, unknown = parse(words)
+    mistakes = _unknown(unknown, list(takes)) | dict(_unreadable(group, takes) for group in unreadable)
+    return (given.own, given.run), mistakes
 
 
-def _base(argv: Sequence[str], prog: str) -> RunConfig:
-    """The configuration before it is overridden."""
+def _groups(words: Sequence[str]) -> list[list[str]]:
+    """Each option with the words that follow it."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    return groups
+
+
+def _base(argv: Sequence[str], prog: str) -> tuple[RunConfig, dict[str, str]]:
+    """The configuration before it is overridden; and what is wrong with the types of a recipe's, by field."""
     if not argv or argv[0].startswith("-"):
         raise UserError(f"{prog} takes a recipe or a run folder first, then options; there are {_nearest('', 9)}")
     path = Path(argv[0]).expanduser()
     if path.is_dir():
-        return saved_config(path)
+        return saved_config(path), {}
     if not path.exists():
         raise UserError(f"there is no recipe or run folder '{argv[0]}'; the nearest recipes are {_nearest(argv[0], 3)}")
     if path.name == "config.json":
-        return saved_config(path.parent)
+        return saved_config(path.parent), {}
     if path.suffix != ".py":
         raise UserError(f"'{argv[0]}' is none of a recipe (.py), a run folder and its config.json")
     return _from_recipe(path)
@@ -95,7 +137,7 @@ def _nearest(name: str, most: int) -> str:
     return ", ".join(near if name else recipes[:most]) or "none under configs/"
 
 
-def _from_recipe(path: Path) -> RunConfig:
+def _from_recipe(path: Path) -> tuple[RunConfig, dict[str, str]]:
     module = ModuleType("recipe")
     module.__file__ = str(path)
     try:
@@ -113,10 +155,8 @@ def _from_recipe(path: Path) -> RunConfig:
         raise UserError(_failure(path, error)) from error
     if not isinstance(config, RunConfig):
         raise UserError(f"recipe '{path}': recipe() returned {config!r:.60}; it must return a RunConfig")
-    try:
-        return from_dict(RunConfig, to_dict(config))
-    except UserError as error:
-        raise UserError("\n  ".join([f"recipe '{path}':", *str(error).splitlines()])) from None
+    config, mistakes = read_dict(RunConfig, to_dict(config))
+    return config, {field: f"recipe '{path}': {mistake}" for field, mistake in mistakes.items()}
 
 
 def _failure(path: Path, error: BaseException) -> str:
@@ -132,8 +172,9 @@ def _failure(path: Path, error: BaseException) -> str:
     return text
 
 
-def _flags(config: Any, prefix: str = "--") -> Iterator[str]:
-    """Every option that `config` can be overridden by."""
+def _flags(config: Any, prefix: str = "--") -> Iterator[tuple[str, str]]:
+    """Every option that `config` can be overridden by, and what it takes."""
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
@@ -141,18 +182,29 @@ def _flags(config: Any, prefix: str = "--") -> Iterator[str]:
         elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
             for i, item in enumerate(value):
                 yield from _flags(item, f"{name}.{i}.")
+        elif isinstance(value, bool):
+            no = f"{prefix}no-{name.removeprefix(prefix)}"
+            yield from ((option, f"no value, since it is a switch ({name}, {no})") for option in (name, no))
         else:
-            yield name
-            if isinstance(value, bool):
-                yield f"{prefix}no-{name.removeprefix(prefix)}"
+            yield name, expected(hints[field.name])
 
 
-def _unknown(words: list[str], flags: list[str]) -> str:
+def _unknown(words: Sequence[str], flags: list[str]) -> dict[str, str]:
     """What to say of words that are no option, or that follow none that takes them."""
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    if not options:
-        return f"unexpected '{words[0]}'; options are --field VALUE, and --field or --no-field for a switch"
-    return "\n".join(f"there is no option '{option}'; did you mean '{_closest(option, flags)}'?" for option in options)
+    if words and not options:
+        return {words[0]: f"unexpected '{words[0]}': options are --field VALUE, and --field or --no-field for a switch"}
+    return {
+        option: f"{option}: there is no such option; did you mean '{_closest(option, flags)}'?" for option in options
+    }
+
+
+def _unreadable(group: Sequence[str], takes: dict[str, str]) -> tuple[str, str]:
+    """The field of an option whose value is none of its type, and what to say of it."""
+    option, _, value = " ".join(group).replace("=", " ", 1).partition(" ")
+    wanted = takes.get(option.replace("_", "-"), "another value")
+    what = f"{option} {value}: expected {wanted}" if value else f"{option}: expected {wanted}, and nothing follows"
+    return option.removeprefix("--").replace("-", "_"), what
 
 
 def _closest(option: str, flags: list[str]) -> str:

@@ -31,14 +31,26 @@ def run(argv: list[str]) -> int:
     """
     from jaxllm.cli.recipe import load_run_with
 
-    outcome = pretrain(*load_run_with(argv, "jaxllm train", Options()))
+    outcome = pretrain(*load_run_with(argv, "jaxllm train", Options(), devices=_device_count))
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
-    """Starts the run of `config`, or goes on with it where its folder has a checkpoint. Raises as `run` does."""
+def _device_count() -> int:
     import jax
 
+    return jax.device_count()
+
+
+def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
+    """Starts the run of `config`, or goes on with it where its folder has a checkpoint.
+
+    Args:
+        config: one in which `validation.problems` finds nothing on these devices.
+        options: of this start.
+
+    Raises:
+        UserError: as `run` does.
+    """
     from jaxllm.data.corpus import prepare_corpus
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
@@ -47,9 +59,7 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     from jaxllm.train.loop import open_loader, train
     from jaxllm.train.report import Report
     from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, run_folder
-    from jaxllm.validation import validate
 
-    validate(config, jax.device_count())
     check_fits(config, make_mesh(config.mesh))
     folder = run_folder(config)
     if options.step is not None and not has_checkpoint(folder):
