@@ -221,7 +221,7 @@ class CheckpointConfig:
     every: int = 250
     """Steps between checkpoints; 0 writes at the end and on interruption only."""
     keep: int = 3
-    """Latest checkpoints kept, beside the best by held-out loss."""
+    """Latest checkpoints kept, beside the best by held-out loss. One that a signal asked for has no loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

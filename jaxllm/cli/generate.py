@@ -84,6 +84,7 @@ def _text(prompt: str, number: int) -> str:
 
 
 def _stream(generator: "Generator", prompt: str, command: Command) -> None:
+    generator.check([prompt], command.max_new_tokens)
     print(prompt, end="", flush=True)
     try:
         made = generator.generate(

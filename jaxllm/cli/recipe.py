@@ -17,7 +17,7 @@ import tyro
 
 import jaxllm.config
 from jaxllm.config import RunConfig, UserError, expected, read_dict, to_dict
-from jaxllm.train.run_folder import saved_config
+from jaxllm.train.run_folder import run_folder, saved_config, saved_tokenizer
 from jaxllm.validation import problems, refuse
 
 Own = TypeVar("Own")
@@ -58,8 +58,16 @@ def load_run_with(
     refuse([*wrong.values(), *problems(run, devices and devices(), wrong)])
     by_folder = not argv[0].endswith(".py")
     moved = by_folder and run.name != config.name and not any(word.startswith("--output") for word in options)
-    # A run that was opened by its folder is another one, in a folder of its own, if its name alone is changed.
-    return dataclasses.replace(run, output=None) if moved else run, given
+    return _moved(config, run) if moved else run, given
+
+
+def _moved(config: RunConfig, run: RunConfig) -> RunConfig:
+    """`run`, which goes by another name than the `config` of the run folder it was opened by: a run of its own."""
+    run = dataclasses.replace(run, output=None)
+    if config.tokenizer.path is None or run.tokenizer != config.tokenizer:
+        return run
+    copied = saved_tokenizer(run_folder(config))  # what it was copied from may be gone
+    return dataclasses.replace(run, tokenizer=dataclasses.replace(run.tokenizer, path=str(copied)))
 
 
 def _overridden(

@@ -58,7 +58,7 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     from jaxllm.train.fit import check_fits
     from jaxllm.train.loop import open_loader, train
     from jaxllm.train.report import Report
-    from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, run_folder
+    from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, is_run_folder, run_folder
 
     check_fits(config, make_mesh(config.mesh))
     folder = run_folder(config)
@@ -66,10 +66,13 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
         raise UserError(f"--step {options.step}: there is no checkpoint in '{folder}' yet; leave it out")
     corpus = prepare_corpus(config.data, enter(folder, config, options.allow_change), progress=True)
     loader = open_loader(config, corpus)
+    anew = is_run_folder(folder) and not has_checkpoint(folder)
     if not has_checkpoint(folder):
         create(folder, config, corpus.tokenizer_path)
     with alone(folder), Report(folder) as report:
         enter(folder, config, options.allow_change)  # another process may have trained here in the meantime
+        if anew:
+            report.say(f"the run in '{folder}' has no checkpoint yet and begins anew")
         outcome = train(config, folder, loader, report, step=options.step, allow_change=options.allow_change)
         prompts, length = config.eval.prompts, config.eval.sample_tokens
         if outcome.signal is None and prompts and length:

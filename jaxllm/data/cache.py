@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxllm.config import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: raise it when the meaning of a cached file changes."""
 
 MANIFEST = "manifest.json"

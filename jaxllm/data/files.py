@@ -180,7 +180,7 @@ def _cut(content: bytes | mmap.mmap, start: int) -> int:
     file system"). Text without line ends, or whose lines are all equal, is cut by distance.
     """
     low, high = start + PART // 2, start + PART
-    for end in (rb"\n\n", rb"\n"):
+    for end in (rb"\n\r?\n", rb"\n"):
         stops = [low + found.end() for found in re.finditer(end, content[low:high])]
         if stops:
             return max(stops, key=lambda stop: (zlib.crc32(content[stop - CUT_CONTEXT : stop]), stop))
@@ -251,7 +251,8 @@ class ParquetFiles(_Files):
         for i, (_, path) in enumerate(self.files):
             meta = self._open(path).metadata
             rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-            groups += [(i, g, sum(rows[:g])) for g in range(len(rows))]
+            firsts = itertools.accumulate(rows, initial=0)
+            groups += [(i, g, first) for g, first in zip(range(len(rows)), firsts, strict=False)]
             sizes += rows
         return groups, list(itertools.accumulate(sizes))
 

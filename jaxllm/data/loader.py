@@ -35,6 +35,7 @@ class Loader:
                 document, or a plan that cannot be kept in the cache.
         """
         self.corpus, self.batch_size, self.sequence_length = corpus, batch_size, data.sequence_length
+        self._sources = data.sources
         self.plans, self.validation_plan = corpus_plans(corpus, data.sequence_length, data.packing)
         # Rows of all sources have one number: those of source s are first_rows[s] to first_rows[s + 1].
         self._first_rows = np.cumsum([0, *map(len, self.plans)])
@@ -66,12 +67,18 @@ class Loader:
         return self._fill([self._place(row) for row in self._numbers(k, rows)])
 
     def documents(self, k: int, rows: slice = slice(None)) -> list[str]:
-        """The names of the documents in batch k, in the order in which they come."""
+        """The names of the documents in batch k, in the order in which they come.
+
+        Where the run has several sources a name begins with that of its own: `data/a.jsonl: a.jsonl:7`.
+        """
         names: dict[str, None] = {}
-        for documents, plan, row in map(self._place, self._numbers(k, rows)):
+        for number in self._numbers(k, rows):
+            documents, plan, row = self._place(number)
+            source = self._sources[self._source(number)]
+            prefix = f"{source.path or source.kind}: " if len(self._sources) > 1 else ""
             for start, length in plan.row(row):
                 first, last = np.searchsorted(documents.starts, [start, start + length], side="right") - 1
-                names |= dict.fromkeys(documents.name(d) for d in range(first, last + 1))
+                names |= dict.fromkeys(prefix + documents.name(d) for d in range(first, last + 1))
         return list(names)
 
     def validation_batches(self, batch_size: int, rows: slice = slice(None)) -> Iterator[Batch]:
@@ -102,8 +109,11 @@ class Loader:
     def _numbers(self, k: int, rows: slice) -> list[int]:
         return [int(self._rows[k * self.batch_size + b]) for b in range(self.batch_size)[rows]]
 
+    def _source(self, row: int) -> int:
+        return int(np.searchsorted(self._first_rows, row, side="right")) - 1
+
     def _place(self, row: int) -> tuple[Documents, Plan, int]:
-        source = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        source = self._source(row)
         return self.corpus.train[source], self.plans[source], row - int(self._first_rows[source])
 
     def _fill(self, places: list[tuple[Documents, Plan, int] | None]) -> Batch:

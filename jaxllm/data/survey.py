@@ -35,14 +35,14 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
 
     A document is held out if the hash of its name, as a number from 0 to 1, is below `validation_fraction`; that of
     its text, where the name is only its place. Adding, removing or reordering documents therefore moves no other
-    across the split, but for equal texts: the first of them is kept, under its name, so that none stands on both
-    sides. If one side would be empty, it is given the document whose hash is nearest to it.
+    across the split. Of equal texts the first is kept, on the side of the smallest of their hashes. If one side would
+    be empty, it is given the document whose hash is nearest to it.
 
     Raises:
         UserError: no document, or only one where some must be held out; or a document that cannot be read.
     """
     source, index, size, share = array("i"), array("q"), array("q"), array("d")
-    seen: set[bytes] = set()
+    kept: dict[bytes, int] = {}
     duplicates = empty = 0
     for s, documents in enumerate(sources):
         for i in track(range(len(documents)), len(documents), "Reading", progress):
@@ -51,14 +51,17 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
             digest = hashlib.blake2b(text, digest_size=16).digest()
             if not text:
                 empty += 1
-            elif digest in seen:
+                continue
+            here = share_of(document.text if document.named_by_place else document.name)
+            if digest in kept:
                 duplicates += 1
+                share[kept[digest]] = min(share[kept[digest]], here)
             else:
-                seen.add(digest)
+                kept[digest] = len(size)
                 source.append(s)
                 index.append(i)
                 size.append(len(text))
-                share.append(share_of(document.text if document.named_by_place else document.name))
+                share.append(here)
     if not size:
         raise UserError(f"the data is empty: the sources hold no text ({empty} empty documents)")
     return Survey(

@@ -155,7 +155,7 @@ class Generator:
         """
         if "" in stop:
             raise UserError("stop: a stop string has at least one character")
-        ids = [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] for prompt in prompts]
+        ids = self._ids(prompts)
         began = time.perf_counter()
         steps = self.tokens(ids, max_new_tokens, sampling, seeds)
         compiled = first = time.perf_counter()
@@ -176,6 +176,13 @@ class Generator:
             decode_seconds=time.perf_counter() - first,
         )
         return [Generation(row.text, tuple(row.tokens), cast(Finish, row.finish), timing) for row in rows]
+
+    def check(self, prompts: Sequence[str], max_new_tokens: int) -> None:
+        """Passes what `generate` can continue. Raises as it does."""
+        self._check(self._ids(prompts), max_new_tokens)
+
+    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] for prompt in prompts]
 
     def tokens(
         self,

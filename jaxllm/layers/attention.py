@@ -164,8 +164,29 @@ def cached_attention(
 ) -> jax.Array:
     """Queries in slots `slots_BT` of a cache of `S` slots attend to every slot up to their own.
 
-    Slots beyond a query's own are empty or belong to padding, and are never read.
+    Slots beyond a query's own are empty or belong to padding, and are never read. Scores of `QUERY_BLOCK` queries of
+    each row exist at once.
     """
+    T = q_BTNH.shape[1]
+    attend = functools.partial(_few_cached, k_BKHS, v_BKSH, window, softcap)
+    if T <= QUERY_BLOCK:
+        return attend(q_BTNH, slots_BT)
+    free = -T % QUERY_BLOCK
+    q = jnp.pad(q_BTNH, ((0, 0), (0, free), (0, 0), (0, 0)))
+    slots = jnp.pad(slots_BT, ((0, 0), (0, free)))
+    blocks = (rearrange(x, "B (n t) ... -> n B t ...", t=QUERY_BLOCK) for x in (q, slots))
+    out = jax.lax.map(lambda block: attend(*block), tuple(blocks))
+    return rearrange(out, "n B t N H -> B (n t) N H")[:, :T]
+
+
+def _few_cached(
+    k_BKHS: jax.Array,
+    v_BKSH: jax.Array,
+    window: int | None,
+    softcap: float | None,
+    q_BTNH: jax.Array,
+    slots_BT: jax.Array,
+) -> jax.Array:
     _, K, H, S = k_BKHS.shape
     T = q_BTNH.shape[1]
     q = rearrange(q_BTNH, "B T (K G) H -> B K (G T) H", K=K) * H**-0.5

@@ -1,6 +1,9 @@
 """Tells before anything is made that a run cannot fit in memory."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -37,4 +40,21 @@ def _device_memory(mesh: Mesh) -> int | None:
 
 
 def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Of the machine, or what a container may use of it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_container_limits(Path("/"))])
+
+
+def _container_limits(root: Path) -> Iterator[int]:
+    """The limits of this process's control group (version 2, then 1), and of those around it."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers in ("", "memory"):
+                base = root / "sys/fs/cgroup" / controllers
+                name = "memory.limit_in_bytes" if controllers else "memory.max"
+                inner = base / group.strip("/")
+                for folder in (inner, *inner.parents):
+                    if folder.is_relative_to(base) and (folder / name).is_file():
+                        with contextlib.suppress(OSError, ValueError):  # no limit reads `max`
+                            yield int((folder / name).read_text())

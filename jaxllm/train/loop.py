@@ -31,6 +31,10 @@ PROFILE_AFTER = 10
 """Steps before the profiler starts, since the first ones are not like the rest; fewer where the run is short."""
 
 
+NAMED = 20
+"""Documents of a batch that a message names; the log names them all."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a call of `train` ended."""
@@ -203,7 +207,8 @@ class _Loop:
         if not metrics["finite"] and not self.config.train.skip_nonfinite:
             what = f"the loss is {metrics['loss']}, its gradient's norm {metrics['grad_norm']}"
             raise self.not_finite(step, what)
-        self.info = replace(self.info, step=step, tokens=self.info.tokens + round(metrics["tokens"]))
+        learned = round(metrics["tokens"]) if metrics["finite"] else 0
+        self.info = replace(self.info, step=step, tokens=self.info.tokens + learned)
         self.meter.step(metrics["tokens"])
         if step == 1 or step % self.config.log_every == 0 or step == self.config.train.steps:
             line = self.meter.line(metrics, self.info.tokens)
@@ -278,13 +283,16 @@ class _Loop:
         """The error that ends a run at `step`, when everything that was good is saved."""
         self.checkpoints.wait()
         names = self.loader.documents(step - 1)
-        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        more = ""
+        if len(names) > NAMED:
+            more = f" and {len(names) - NAMED} more, all of them named in '{self.folder / 'log.txt'}'"
+            self.report.log(f"the batch of step {step} holds {', '.join(names)}")
         saved = self.checkpoints.steps()
         last = "there is no checkpoint yet"
         if saved:
             last = f"the last good checkpoint is '{self.checkpoints.folder / str(saved[-1])}'"
         return UserError(
-            f"step {step}: {what}; {last}. The step's batch holds {', '.join(names[:20])}{more}. Go on with a lower "
+            f"step {step}: {what}; {last}. The step's batch holds {', '.join(names[:NAMED])}{more}. Go on with a lower "
             "--optimizer.learning-rate or with --train.skip-nonfinite (either needs --allow-change)"
         )
 
@@ -307,7 +315,8 @@ def _checked_text(info: Info, corpus: Corpus, allow_change: bool) -> Info:
     info.check_tokenizer(corpus.tokenizer.fingerprint, corpus.tokenizer_path)
     if info.corpus != corpus.key and not allow_change:
         raise UserError(
-            "the text is not what this run was trained on so far (a file, or Python's own library, has changed); "
+            "the text is not what this run was trained on so far (a file, Python's own library, or the way in which "
+            "this version cuts and splits them has changed); "
             "put it back, or go on with the new text by --allow-change"
         )
     return replace(info, corpus=corpus.key)

@@ -34,7 +34,7 @@ class Report:
     def say(self, text: str) -> None:
         """A sentence that stays."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self._write(text)
+        self.log(text)
 
     @contextlib.contextmanager
     def live(self, steps: int) -> Iterator[None]:
@@ -51,11 +51,12 @@ class Report:
         text = progress_line(values, seconds_left)
         if self._console.is_terminal:
             self._bar.update(self._task, completed=step, description=text, visible=True)
-            self._write(f"step {step}/{total:.0f}  {text}")
+            self.log(f"step {step}/{total:.0f}  {text}")
         else:
             self.say(f"step {step}/{total:.0f}  {text}")
 
-    def _write(self, text: str) -> None:
+    def log(self, text: str) -> None:
+        """Into `log.txt` alone."""
         with writing_in(self._folder):
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n".encode())
 

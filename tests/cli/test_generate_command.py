@@ -76,6 +76,12 @@ def test_several_prompts_and_samples_are_labelled_and_equal_each_alone(folder, c
     assert out == "".join(parts)
 
 
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_printed(folder, capsys):
+    with pytest.raises(UserError, match="prompt 1 has "):
+        run([str(folder), "the quick " * 60])
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(("options", "key"), [((), 9), (("--no-ema",), 2), (("--step", 1), 1)])
 def test_step_and_average_choose_the_parameters(folder, capsys, options, key):
     assert output(capsys, folder, "the", *options).out == expected(folder, "the", key) + "\n"

@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm.cli.recipe import load_run, load_run_with
 from jaxllm.cli.train import Options
-from jaxllm.config import RunConfig, SourceConfig, UserError, differences, to_dict
+from jaxllm.config import RunConfig, SourceConfig, TokenizerConfig, UserError, differences, to_dict
 from jaxllm.train.run_folder import save_config
 from jaxllm.validation import problems
 
@@ -184,6 +184,17 @@ def test_another_name_moves_a_run_that_was_opened_by_its_folder(here):
     moved = load(str(folder), "--name", "second")
     assert (moved.output, moved.seed) == (None, 3)
     assert load(str(folder), "--name", "second", "--output", "there").output == "there"
+
+
+def test_a_run_that_is_moved_keeps_the_tokenizer_that_it_was_trained_with(here):
+    (here / "first").mkdir()
+    (here / "first" / "tokenizer.model").touch()
+    save_config(here / "first", RunConfig(name="first", tokenizer=TokenizerConfig(path="gone.model")))
+    copy = str(Path("first") / "tokenizer.model")
+    assert load("first", "--name", "second").tokenizer.path == copy
+    assert load("first", "--name", "second", "--tokenizer.path", "new.model").tokenizer.path == "new.model"
+    save_config(here / "first", RunConfig(name="first"))
+    assert load("first", "--name", "second").tokenizer.path is None
 
 
 def test_another_name_leaves_the_output_that_a_recipe_sets(here):

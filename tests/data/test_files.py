@@ -109,15 +109,16 @@ def test_line_ends_and_byte_order_marks_are_kept(tmp_path):
     assert documents(opened("text", write(tmp_path, {"a.txt": text}))) == {"a.txt": text}
 
 
-def test_a_large_text_is_cut_at_blank_lines_and_loses_nothing(tmp_path):
-    text = "".join(f"paragraph {i} " + "word " * 50 + "\n\n" for i in range(1000))
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_large_text_is_cut_at_blank_lines_and_loses_nothing(tmp_path, end):
+    text = "".join(f"paragraph {i} " + f"word{end}" * 50 + end for i in range(1000))
     parts = documents(opened("text", write(tmp_path, {"big.txt": text, "small.txt": "x"})))
     small = parts.pop("small.txt")
     assert small == "x"
     assert list(parts) == [f"big.txt#{i}" for i in range(len(parts))]
     assert len(parts) >= len(text) / PART
     assert "".join(parts.values()) == text
-    assert all(p.endswith("\n\n") and len(p.encode()) <= PART for p in parts.values())
+    assert all(p.endswith(2 * end) and len(p.encode()) <= PART for p in parts.values())
 
 
 @pytest.mark.parametrize("unit", ["line of text\n", "中文", "a😀"])

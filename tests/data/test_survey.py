@@ -83,6 +83,13 @@ def test_no_text_is_on_both_sides():
     assert not set(training.values()) & set(held_out.values())
 
 
+def test_the_side_of_equal_texts_follows_from_the_smallest_hash_of_their_names_in_any_order():
+    twins = {f"twin {i}": f"text {i}" for i in range(1000)}
+    chosen = {f"text {i}" for i in range(1000) if min(share_of(f"name {i}"), share_of(f"twin {i}")) < 0.3}
+    for sources in ((MANY, twins), (twins, MANY), (dict(reversed(twins.items())), MANY)):
+        assert set(split(*sources)[1].values()) == chosen
+
+
 def test_a_name_that_repeats_with_other_texts_is_kept_on_one_side():
     training, held_out = split(MANY, {name: text + "!" for name, text in MANY.items()})
     assert not set(training) & set(held_out)

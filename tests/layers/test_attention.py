@@ -142,10 +142,11 @@ def test_rows_and_heads_cut_over_devices_change_nothing(mesh):
         assert x.sharding.is_equivalent_to(given.sharding, 4)
 
 
+@pytest.mark.parametrize("T", [3, QUERY_BLOCK + 5])
 @pytest.mark.parametrize("limits", [{}, {"window": 4, "softcap": 3.0}], ids=str)
-def test_cached_attention_equals_causal_attention_at_its_slots(limits):
+def test_cached_attention_equals_causal_attention_at_its_slots(limits, T):
     """Two rows whose caches are filled to different lengths; slots beyond hold garbage."""
-    T, S, lengths = 3, 16, np.array([10, 4])
+    S, lengths = T + 13, np.array([10, 4])
     q, k, v = draw(S)
     whole = attend(q, k, v, jnp.zeros((B, S), jnp.int32), **limits)
     slots = lengths[:, None] + np.arange(T)

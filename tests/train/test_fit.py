@@ -1,5 +1,8 @@
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxllm.config import MeshConfig, RunConfig, UserError
@@ -34,3 +37,38 @@ def test_the_average_counts(monkeypatch):
     check(fsdp=8, data=1)
     with pytest.raises(UserError, match=r"does not fit.* counts its parts\)$"):
         check(replace(RUN, train=replace(RUN.train, ema_decay=0.99)), fsdp=8, data=1)
+
+
+def accelerators(shape: dict[str, int], stats: dict[str, int] | None) -> Any:
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    devices = np.full(tuple(shape.values()), device)
+    return SimpleNamespace(shape=shape, devices=devices, local_devices=list(devices.flat))
+
+
+def test_an_accelerator_holds_its_part_alone():
+    fit.check_fits(RUN, accelerators({"data": 4, "fsdp": 2, "tensor": 2}, {"bytes_limit": STATE // 4}))
+    fit.check_fits(RUN, accelerators({"data": 1, "fsdp": 1, "tensor": 1}, None))
+    with pytest.raises(UserError, match=r"and each device has \d+\.\d GiB; .* or cut it over more devices"):
+        fit.check_fits(RUN, accelerators({"data": 4, "fsdp": 2, "tensor": 1}, {"bytes_limit": STATE // 4}))
+
+
+@pytest.mark.parametrize(
+    ("group", "limits", "expected"),
+    [
+        ("0::/", {"memory.max": "5000"}, [5000]),
+        ("0::/a/b", {"memory.max": "max", "a/memory.max": "7000", "a/b/memory.max": "9000"}, [9000, 7000]),
+        ("0::/elsewhere", {"memory.max": "5000"}, [5000]),
+        ("4:memory:/a\n0::/", {"memory/memory.limit_in_bytes": "8000"}, [8000]),
+        ("4:cpu:/a", {"memory.max": "5000"}, []),
+        (None, {}, []),
+    ],
+)
+def test_the_limits_of_a_container_are_read(tmp_path, group, limits, expected):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    if group is not None:
+        (tmp_path / "proc" / "self" / "cgroup").write_text(f"{group}\n")
+    for name, text in limits.items():
+        path = tmp_path / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert list(fit._container_limits(tmp_path)) == expected

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxllm.cli.train import Options, pretrain
+from jaxllm.cli.train import Options, pretrain, run
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, ScheduleConfig, TokenizerConfig, UserError
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
+from jaxllm.train import loop
 from jaxllm.train.checkpoint import Checkpoints, load_run_params
 from jaxllm.train.metrics import read_metrics
-from jaxllm.train.run_folder import saved_config
+from jaxllm.train.run_folder import save_config, saved_config
 
 
 @pytest.fixture
@@ -151,9 +152,11 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(config, tmp
         config, mesh=MeshConfig(data=8, fsdp=2), data=replace(config.data, cache_dir=str(tmp_path / "cache"))
     )
     large = replace(large, train=replace(config.train, batch_size=16))
+    Path(large.output).mkdir()
+    save_config(Path(large.output), large)
     with pytest.raises(UserError, match="mesh is data 8 x fsdp 2 x tensor 1: makes 16 devices, and there are 8"):
-        pretrain(large)
-    assert list(tmp_path.iterdir()) == []
+        run([large.output])
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.json"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_the_documents_and_the_last_good_checkpoint(
@@ -167,7 +170,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_the_documents_and_
     assert message.startswith(f"step {saved + 1}: the loss is ")
     assert f"the last good checkpoint is '{folder}/checkpoints/{saved}'" in message
     assert re.search(r"batch holds (doc\d\d\.txt(#\d+)?, )*doc\d\d\.txt", message)
+    assert "more" not in message
     assert all(np.isfinite(x).all() for x in arrays(folder, config, saved).values())
+
+
+def test_documents_that_the_message_does_not_name_are_in_the_log(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "NAMED", 1)
+    with pytest.raises(UserError) as error:
+        pretrain(exploding(config))
+    log = tmp_path / "run" / "log.txt"
+    first, more = re.search(
+        rf"batch holds (\S+) and (\d+) more, all of them named in '{log}'", str(error.value)
+    ).groups()
+    [names] = re.findall(r"the batch of step \d+ holds (.*)", log.read_text())
+    assert names.startswith(f"{first}, ")
+    assert len(names.split(", ")) == 1 + int(more) > 2
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted_on_request(config, tmp_path):
@@ -175,6 +192,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_on_request(config, tm
     pretrain(replace(config, train=replace(config.train, skip_nonfinite=True)))
     last = [line for line in read_metrics(tmp_path / "run") if "loss" in line][-1]
     assert (last["step"], last["skipped"]) == (4, 3)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.info(4).tokens == checkpoints.info(1).tokens > 0
 
 
 def test_a_state_that_is_not_finite_is_never_saved_though_its_loss_is(config, tmp_path):
@@ -213,7 +232,7 @@ def test_every_checkpoint_is_measured_so_that_the_best_is_kept(config, tmp_path)
     assert measured == [3, 4, 6, 8, 9, 12]
 
 
-def test_a_run_without_a_checkpoint_begins_anew_with_another_configuration(config, tmp_path, at_step):
+def test_a_run_without_a_checkpoint_begins_anew_with_another_configuration(config, tmp_path, at_step, capsys):
     def stop() -> None:
         raise UserError("stop")
 
@@ -223,6 +242,7 @@ def test_a_run_without_a_checkpoint_begins_anew_with_another_configuration(confi
     assert not (tmp_path / "run" / "checkpoints" / "4").exists()
     changed = replace(config, seed=5, tokenizer=replace(config.tokenizer, vocab_size=310))
     assert pretrain(changed).step == 12
+    assert f"the run in '{tmp_path / 'run'}' has no checkpoint yet and begins anew" in capsys.readouterr().out
     assert saved_config(tmp_path / "run").seed == 5
     assert load_tokenizer(tmp_path / "run" / "tokenizer.model").vocab_size == 310
 
