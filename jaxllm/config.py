@@ -151,11 +151,11 @@ class OptimizerConfig:
     adam_learning_rate: float | None = None
     """Peak rate of what Muon leaves to AdamW; none means `learning_rate`. Other kinds do not read it."""
     b1: float = 0.9
-    """Decay of the first moment (Muon: its momentum)."""
+    """Decay of the first moment (Muon: its momentum). Adafactor has none."""
     b2: float = 0.95
-    """Decay of the second moment."""
+    """Decay of the second moment (Lion: of the momentum). Adafactor's follows from the step."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment; Adafactor and Lion do not read it."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices, multiplied by the rate."""
     clip_norm: float | None = 1.0
@@ -197,7 +197,7 @@ class TrainConfig:
     ema_decay: float | None = None
     """Decay of an exponential moving average of the parameters, used for evaluation; none keeps none."""
     skip_nonfinite: bool = False
-    """Skip and count steps whose loss or gradient is not finite, in place of stopping."""
+    """Skip and count steps whose loss or gradient is not finite, in place of stopping; 100 in a row stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,8 @@ class CheckpointConfig:
     every: int = 250
     """Steps between checkpoints; 0 writes at the end and on interruption only."""
     keep: int = 3
-    """Latest checkpoints kept, beside the best by held-out loss. One that a signal asked for has no loss."""
+    """Latest checkpoints kept, beside the best by held-out loss. One that a signal asked for has no loss, and with
+    eval.every = 0 only the last one has."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ install() {
 
 make_venv() {
   local extra=${1:-} key stamp target
-  key=$(sha256sum "$root/pyproject.toml" | cut -d ' ' -f 1)
+  key="$(sha256sum "$root/pyproject.toml" | cut -d ' ' -f 1) $root"  # an installation names its checkout
   stamp=$venv/.installed-${extra:-core}
   target=$root${extra:+[$extra]}
   is_whole || create_venv

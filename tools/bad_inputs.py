@@ -193,7 +193,7 @@ def run_cases() -> Iterator[Case]:
 
     def changed_text() -> Sequence[str]:
         Path("texts/0.txt").write_text("another text\n")
-        return ["train", "run"]
+        return ["train", "run", "--data.sources.0.path", "texts"]
 
     yield "text that has changed", changed_text
     yield (

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -35,9 +35,9 @@ class Command:
     seed: int = 0
     """Of each prompt's first continuation; the next ones take the seeds that follow."""
     batch: int = 8
-    """Texts that are generated at once. What they are does not depend on it."""
-    step: int | None = None
-    """The checkpoint; none means the latest."""
+    """Texts that are generated at once. In float32, what they are does not depend on it."""
+    step: int | Literal["best"] | None = None
+    """The checkpoint, or the one with the lowest held-out loss; none means the latest."""
     ema: bool = True
     """Take the moving average of the parameters where the run keeps one."""
 
@@ -104,13 +104,14 @@ def _list(generator: "Generator", prompts: Sequence[str], command: Command) -> N
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(command.samples)]
     for start in range(0, len(rows), command.batch):
         batch = rows[start : start + command.batch]
+        full = batch + rows[: command.batch - len(batch)] if start else batch  # a last one reuses the programs so
         made = generator.generate(
-            [prompts[number] for number, _ in batch],
+            [prompts[number] for number, _ in full],
             command.max_new_tokens,
             command.sampling,
             stop=command.stop,
-            seeds=[command.seed + sample for _, sample in batch],
-        )
+            seeds=[command.seed + sample for _, sample in full],
+        )[: len(batch)]
         for (number, sample), generation in zip(batch, made, strict=True):
             print(f"=== prompt {number + 1} of {len(prompts)}, sample {sample + 1} of {command.samples}")
             print(prompts[number] + generation.text, flush=True)

@@ -1,5 +1,6 @@
 """`jaxllm tokenizer`: trains a SentencePiece tokenizer on any source."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,8 @@ def run(argv: list[str]) -> int:
     out = Path(command.out).expanduser()
     if out.suffix != ".model":
         raise UserError(f"--out '{command.out}': the name of a SentencePiece model ends in '.model'")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out '{command.out}' cannot be written: '{out.parent}' is no folder that can be written in")
     configs = [parse_source(text, command.field) for text in command.sources]
     sources = [open_source(config, cache_root(command.cache_dir)) for config in configs]
     found = survey(sources, command.validation_fraction, progress=True)

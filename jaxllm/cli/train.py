@@ -1,6 +1,6 @@
 """`jaxllm train`: trains a recipe, or goes on with a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jaxllm.config import RunConfig, UserError
@@ -23,8 +23,8 @@ def run(argv: list[str]) -> int:
     """Trains a recipe, or goes on with the run that its folder holds; prints samples at the end.
 
     Returns:
-        0; or 128 plus the number of the signal that stopped the run, after a checkpoint: 130 for Ctrl-C and 143
-        for SIGTERM.
+        0; or 128 plus the number of the signal that stopped the run, after a checkpoint: 130 for Ctrl-C, 143 for
+        SIGTERM and 129 for a closed terminal; 141 where the reader of the standard output went away.
 
     Raises:
         UserError: what the user can mend, from an unknown option to a full disk.
@@ -59,7 +59,10 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     from jaxllm.train.loop import open_loader, train
     from jaxllm.train.report import Report
     from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, is_run_folder, run_folder
+    from jaxllm.train.step import compute_dtype
 
+    # Of this platform, so that the saved configuration says it and another platform's is a change.
+    config = replace(config, train=replace(config.train, compute_dtype=compute_dtype(config).name))
     check_fits(config, make_mesh(config.mesh))
     folder = run_folder(config)
     if options.step is not None and not has_checkpoint(folder):

@@ -86,9 +86,8 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def _build(folder: Path, fill: Callable[[Path], dict[str, Any]], alone: bool) -> None:
-    if alone:  # then whatever an earlier build left was left by a process that is gone
-        for stale in folder.parent.glob(f".{folder.name}.*.building"):
-            shutil.rmtree(stale, ignore_errors=True)
+    if alone:
+        _sweep(folder)
     building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.building")
     try:
         building.mkdir()
@@ -106,6 +105,16 @@ def _build(folder: Path, fill: Callable[[Path], dict[str, Any]], alone: bool) ->
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what builds whose processes are gone have left beside `folder`, whose lock is held."""
+    for left in folder.parent.glob(".*.building"):
+        name = left.name.split(".")[1]
+        with contextlib.suppress(OSError), open(folder.with_name(f".{name}.lock"), "w") as file:
+            if name != folder.name:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _verified(folder: Path) -> dict[str, Any]:

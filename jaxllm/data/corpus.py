@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from jaxllm.config import DataConfig, TokenizerConfig, to_dict
+from jaxllm.config import DataConfig, TokenizerConfig, UserError, to_dict
 from jaxllm.data.cache import build_once, cache_root, key_of
 from jaxllm.data.document import Document, Source
 from jaxllm.data.progress import status, track
@@ -103,7 +103,8 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
     """
     root = cache_root(data.cache_dir)
     sources = [open_source(source, root) for source in data.sources]
-    text_key = [[source.fingerprint() for source in sources], data.validation_fraction]
+    prints = [source.fingerprint() for source in sources]
+    text_key = [prints, data.validation_fraction]
     # Both folders below may need it, and neither does when both are there.
     found = functools.cache(lambda: survey(sources, data.validation_fraction, progress))
 
@@ -111,7 +112,13 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
         texts = sample(sources, found(), tokenizer.train_megabytes)
         with status(f"Training a tokenizer of {tokenizer.vocab_size} pieces", progress):
             train_tokenizer(texts, tokenizer, folder / "tokenizer.model")
+        _check_unchanged(data, root, prints)
         return to_dict(tokenizer)
+
+    def fill_corpus(folder: Path) -> dict[str, Any]:
+        info = _tokenise(folder, sources, found(), loaded, data.workers, progress)
+        _check_unchanged(data, root, prints)
+        return info
 
     if tokenizer.path is None:
         folder = root / "tokenizers" / key_of([text_key, to_dict(tokenizer)])
@@ -123,7 +130,7 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
 
     key = key_of([text_key, loaded.fingerprint])
     folder = root / "corpora" / key
-    info = build_once(folder, lambda folder: _tokenise(folder, sources, found(), loaded, data.workers, progress))
+    info = build_once(folder, fill_corpus)
     dtype = np.dtype(info["dtype"])
     return Corpus(
         root=root,
@@ -134,6 +141,19 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
         validation=_open(folder, "validation", dtype),
         report=CorpusReport(**info["report"]),
     )
+
+
+def _check_unchanged(data: DataConfig, root: Path, prints: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: a source is not what it was when its fingerprint was taken, which names what is built from it.
+    """
+    for i, (source, before) in enumerate(zip(data.sources, prints, strict=True)):
+        if open_source(source, root).fingerprint() != before:
+            raise UserError(
+                f"data.sources.{i} ({source.path or source.kind}) has changed while it was read; nothing of it was "
+                "kept: run the same command again when it is at rest"
+            )
 
 
 def _tokenise(

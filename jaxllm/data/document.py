@@ -29,13 +29,15 @@ class Source(Protocol):
 
 
 def checked_text(value: object, where: str) -> str:
-    """`value` as text that UTF-8 can carry.
+    """`value` as text that UTF-8 can carry; none, as JSON and Parquet know it, is empty.
 
     Raises:
         UserError: `value` is neither text nor bytes, is not UTF-8, or holds a NUL, which text never does.
     """
     try:
-        if isinstance(value, bytes):
+        if value is None:
+            text = ""
+        elif isinstance(value, bytes):
             text = value.decode()
         elif isinstance(value, str):
             value.encode()  # JSON can spell half a surrogate pair, which no encoder takes
@@ -46,9 +48,7 @@ def checked_text(value: object, where: str) -> str:
         place = (
             f"at {error.start}: {error.reason}" if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else ""
         )
-        raise UserError(f"{where}: not valid UTF-8 ({place}); convert the file, or leave it out") from None
+        raise UserError(f"{where}: not valid UTF-8 ({place}); convert it, or take it out") from None
     if "\0" in text:
-        raise UserError(
-            f"{where}: a NUL character at {text.index(chr(0))}: this is a binary file, not text; leave it out"
-        )
+        raise UserError(f"{where}: a NUL character at {text.index(chr(0))}: this is binary data, not text; take it out")
     return text

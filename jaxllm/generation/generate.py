@@ -146,8 +146,9 @@ class Generator:
             max_new_tokens: for each row; fewer where `max_length` comes first.
             sampling: how tokens are chosen.
             stop: strings that end a row; they are not part of its text.
-            seeds: one for each row, below 2**32; none counts them from 0. A row's text follows from its prompt
-                and its seed, whatever the other rows are.
+            seeds: one for each row, below 2**32; none counts them from 0. In float32 a row's text follows from its
+                prompt and its seed, whatever the other rows are; bfloat16 rounds otherwise in a batch of another
+                shape, and a draw that was close may then fall otherwise.
             on_text: called with a row's number and a piece of its text as soon as that is final.
 
         Raises:

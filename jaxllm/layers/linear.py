@@ -21,14 +21,19 @@ def project(x_BTD: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) 
     """`[B, T, D] x [D, *out] -> [B, T, *out]`, in the type of `x`; output axes keep the kernel's sharding."""
     y = checkpoint_name(_product(x_BTD, kernel.reshape(kernel.shape[0], -1)), SAVED)
     y = y.reshape(*x_BTD.shape[:2], *kernel.shape[1:])
-    return y if bias is None else y + bias.astype(y.dtype)
+    return _with_bias(y, bias)
 
 
 def merge(x_BTF: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`[B, T, *in] x [*in, D] -> [B, T, D]`, in the type of `x`; a cut input axis is summed over its devices."""
     x_BTI = x_BTF.reshape(*x_BTF.shape[:2], -1)
     y = checkpoint_name(_product(x_BTI, kernel.reshape(-1, kernel.shape[-1])), SAVED)
-    return y if bias is None else y + bias.astype(y.dtype)
+    return _with_bias(y, bias)
+
+
+def _with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    # float32: the bias's gradient is a sum over all tokens of the batch.
+    return y if bias is None else (y.astype(bias.dtype) + bias).astype(y.dtype)
 
 
 @jax.custom_vjp

@@ -34,7 +34,7 @@ def cross_entropy(
 
     Args:
         hidden_BTD: final hidden states; their type is that of the products.
-        kernel_DV: the head.
+        kernel_DV: the head; its gradient has its type, whatever that of the products is.
         targets_BT: ids.
         weights_BT: 0 drops a token.
         chunk: tokens on one device whose logits exist at once; at least one of each row.
@@ -45,7 +45,7 @@ def cross_entropy(
         The loss sum, the sum of weights, and `{"nll": the sum without the penalty}`.
     """
     options = _Options(chunk, z_loss, softcap)
-    total, nll = _loss(options, hidden_BTD, kernel_DV.astype(hidden_BTD.dtype), targets_BT, weights_BT)
+    total, nll = _loss(options, hidden_BTD, kernel_DV, targets_BT, weights_BT)
     return total, jnp.sum(weights_BT), {"nll": jax.lax.stop_gradient(nll)}
 
 
@@ -86,6 +86,7 @@ def _loss(
     options: _Options, hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     chunks = _chunks(hidden_BTD, options.chunk)
+    kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
 
     def add(sums: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[Any, None]:
         total, nll, _ = _chunk_loss(options, kernel_DV, *xs)
@@ -100,7 +101,8 @@ def _loss_forward(
     options: _Options, hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     chunks = _chunks(hidden_BTD, options.chunk)
-    kernel_sharding = sharding_of(kernel_DV)
+    kernel_sharding, kernel_dtype = sharding_of(kernel_DV), kernel_DV.dtype
+    kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
 
     def add(carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         x_BTD, _, weights = xs
@@ -121,7 +123,7 @@ def _loss_forward(
     xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
     (total, nll, d_kernel), dx = jax.lax.scan(add, start, xs)
     dx_BTD = rearrange(dx, "C B T D -> B (C T) D")[:, : hidden_BTD.shape[1]]
-    return (total, nll), (dx_BTD, d_kernel.astype(kernel_DV.dtype))
+    return (total, nll), (dx_BTD, d_kernel.astype(kernel_dtype))
 
 
 def _loss_backward(

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import absl.logging
 import jax
@@ -34,6 +34,7 @@ from jaxllm.config import RunConfig, UserError
 from jaxllm.data.cache import file_hashes
 from jaxllm.train.run_folder import saved_config
 from jaxllm.train.state import State
+from jaxllm.validation import problems, refuse
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,12 @@ class Checkpoints:
         if not folder.is_dir():
             there = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"there is no checkpoint of step {step} in '{self.folder}'; there are: {there}")
-        if damage := _damage(folder):
+        damage = _damage(folder)
+        if damage and not folder.is_dir():
+            raise UserError(
+                f"checkpoint '{folder}' was deleted while it was read: the run goes on and keeps later ones"
+            )
+        if damage:
             earlier = [s for s in self.steps() if s < step]
             remedy = f"go on from the one before with --step {earlier[-1]}" if earlier else "there is none before it"
             raise UserError(f"checkpoint '{folder}' is damaged: {damage}; {remedy}")
@@ -175,14 +181,15 @@ class Checkpoints:
         finally:
             shutil.rmtree(writing, ignore_errors=True)
         steps = self.steps()
-        kept = {*steps[-self.keep :], self._best(steps)}
+        kept = {*steps[-self.keep :], self.best()}
         for step in steps:
             if step not in kept:
                 self._delete(step)
 
-    def _best(self, steps: list[int]) -> int | None:
+    def best(self) -> int | None:
+        """The step of the finished checkpoint with the lowest held-out loss, if one has any."""
         losses = {}
-        for step in steps:
+        for step in self.steps():
             # A damaged checkpoint is named when somebody asks for it, not here.
             with contextlib.suppress(OSError, ValueError, TypeError):
                 info = Info(**json.loads((self.folder / str(step) / "info.json").read_bytes()))
@@ -225,22 +232,30 @@ class Checkpoints:
         )
 
 
-def load_run_params(run_folder: Path, step: int | None = None, ema: bool = True) -> tuple[RunConfig, Tree, Info]:
+def load_run_params(
+    run_folder: Path, step: int | Literal["best"] | None = None, ema: bool = True
+) -> tuple[RunConfig, Tree, Info]:
     """A run's configuration, its float32 parameters on the first device, and where it stood.
 
     Args:
         run_folder: of the run.
-        step: which checkpoint; the latest when left out.
+        step: which checkpoint; the one with the lowest held-out loss, or the latest when left out.
         ema: take the moving average of the parameters where the run keeps one.
 
     Raises:
-        UserError: it is no run folder, or the checkpoint is not there or damaged.
+        UserError: it is no run folder, its configuration does not hold together, or the checkpoint is not there or
+            damaged.
     """
     config = saved_config(run_folder)
+    refuse(problems(config))
     with Checkpoints(run_folder) as checkpoints:
         steps = checkpoints.steps()
         if step is None and not steps:
             raise UserError(f"the run in '{run_folder}' has no checkpoint yet")
+        if step == "best":
+            step = checkpoints.best()
+            if step is None:
+                raise UserError(f"no checkpoint of the run in '{run_folder}' has a held-out loss; name one by its step")
         return config, *checkpoints.restore_params(steps[-1] if step is None else step, ema)
 
 

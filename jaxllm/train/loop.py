@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ PROFILE_AFTER = 10
 """Steps before the profiler starts, since the first ones are not like the rest; fewer where the run is short."""
 
 
+MOST_SKIPPED = 100
+"""Steps in a row that may be skipped; a run that is not finite for longer will not be again."""
+
 NAMED = 20
 """Documents of a batch that a message names; the log names them all."""
 
@@ -44,7 +48,7 @@ class Outcome:
     params: Tree
     """The parameters, or their moving average where the run keeps one."""
     signal: int | None
-    """The signal that stopped the run before its end, or none."""
+    """The signal that stopped the run before its end (SIGPIPE for a closed standard output), or none."""
 
 
 def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
@@ -81,7 +85,8 @@ def train(
 ) -> Outcome:
     """Trains to `config.train.steps`, from the latest checkpoint in `folder` if there is one.
 
-    Ctrl-C and SIGTERM end the run after the step in flight, with a checkpoint and a picture.
+    Ctrl-C, SIGTERM, SIGHUP and a standard output that is closed end the run after the step in flight, with a
+    checkpoint and a picture.
 
     Args:
         config: the run, valid on these devices.
@@ -107,7 +112,7 @@ def train(
         if loop.info.step < config.train.steps:
             loop.run()
         loop.finish()
-    return Outcome(loop.info.step, loop.params, interrupt.signal)
+    return Outcome(loop.info.step, loop.params, interrupt.signal or (signal.SIGPIPE if report.unread else None))
 
 
 class _Loop:
@@ -128,6 +133,7 @@ class _Loop:
         self.evaluator = Evaluator(config, loader, self.place, self.stopping)
         self.profile = contextlib.ExitStack()
         self.unread: tuple[int, Metrics] | None = None
+        self.skipped_in_a_row = 0
 
     @property
     def params(self) -> Tree:
@@ -138,7 +144,7 @@ class _Loop:
         return jax.device_put(batch, NamedSharding(self.mesh, BATCH))
 
     def stopping(self) -> bool:
-        return self.interrupt.signal is not None
+        return self.interrupt.signal is not None or self.report.unread
 
     def start(self, step: int | None, allow_change: bool) -> None:
         """Restores the wanted checkpoint, or makes the first state, and forgets what is later."""
@@ -198,7 +204,8 @@ class _Loop:
         """Waits for the step that was not read yet, and writes down what came of it.
 
         Raises:
-            UserError: its loss or gradient is not finite, and the run does not skip such steps.
+            UserError: its loss or gradient is not finite, and the run does not skip such steps, or has skipped too many
+                in a row.
         """
         if self.unread is None:
             return
@@ -207,6 +214,9 @@ class _Loop:
         if not metrics["finite"] and not self.config.train.skip_nonfinite:
             what = f"the loss is {metrics['loss']}, its gradient's norm {metrics['grad_norm']}"
             raise self.not_finite(step, what)
+        self.skipped_in_a_row = 0 if metrics["finite"] else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == MOST_SKIPPED:
+            raise self.not_finite(step, f"this step and the {MOST_SKIPPED - 1} before it were not finite and skipped")
         learned = round(metrics["tokens"]) if metrics["finite"] else 0
         self.info = replace(self.info, step=step, tokens=self.info.tokens + learned)
         self.meter.step(metrics["tokens"])
@@ -263,6 +273,11 @@ class _Loop:
             self.checkpoints.wait()
         with writing_in(self.folder):
             plot_loss(read_metrics(self.folder), self.folder / "loss.png", self.config.name)
+        best = self.checkpoints.best()
+        if best is not None and best != step:
+            self.report.say(
+                f"the checkpoint with the lowest held-out loss is of step {best} (--step best generates with it)"
+            )
         if self.stopping():
             self.report.say(f"stopped after step {step}; to go on: jaxllm train {shlex.quote(str(self.folder))}")
         else:
@@ -291,9 +306,11 @@ class _Loop:
         last = "there is no checkpoint yet"
         if saved:
             last = f"the last good checkpoint is '{self.checkpoints.folder / str(saved[-1])}'"
+        remedy = "a lower --optimizer.learning-rate (which needs --allow-change)"
+        if not self.config.train.skip_nonfinite:
+            remedy = "a lower --optimizer.learning-rate or with --train.skip-nonfinite (either needs --allow-change)"
         return UserError(
-            f"step {step}: {what}; {last}. The step's batch holds {', '.join(names[:NAMED])}{more}. Go on with a lower "
-            "--optimizer.learning-rate or with --train.skip-nonfinite (either needs --allow-change)"
+            f"step {step}: {what}; {last}. The step's batch holds {', '.join(names[:NAMED])}{more}. Go on with {remedy}"
         )
 
 

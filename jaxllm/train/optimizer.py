@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from jaxllm.common.trees import Tree, nest
+from jaxllm.common.trees import Tree, map_with_path, nest
 from jaxllm.config import OptimizerConfig
 from jaxllm.models.table import Param
 
@@ -42,7 +43,7 @@ def make_optimizer(
         update = _muon(config, steps, table)
     else:
         update = optax.chain(
-            _scale(config),
+            _scale(config, table),
             optax.add_decayed_weights(config.weight_decay, mask=matrices),
             optax.scale_by_learning_rate(learning_rate(config, steps)),
         )
@@ -50,14 +51,29 @@ def make_optimizer(
     return optax.chain(clip, update)
 
 
-def _scale(config: OptimizerConfig) -> optax.GradientTransformation:
+def _scale(config: OptimizerConfig, table: dict[str, Param]) -> optax.GradientTransformation:
     if config.kind == "lion":
         return optax.scale_by_lion(config.b1, config.b2)
     if config.kind == "adafactor":  # 1804.04235 with its update clipping, steps relative to the parameter's size
-        return optax.chain(
-            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
-        )
+        return optax.chain(optax.scale_by_factored_rms(), _relative_to_matrices(table))
     return optax.scale_by_adam(config.b1, config.b2, config.eps)
+
+
+def _relative_to_matrices(table: dict[str, Param]) -> optax.GradientTransformation:
+    """Each matrix's update clipped to a root mean square of 1 and multiplied by the matrix's own, at least 1e-3.
+
+    `optax.clip_by_block_rms` and `scale_by_param_block_rms` do so for whole leaves, in which all layers are stacked.
+    """
+
+    def leaf(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+        axes = tuple(range(table[path].axes[0] == "L", update.ndim))
+
+        def rms(x: jax.Array) -> jax.Array:
+            return jnp.sqrt(jnp.mean(x * x, axes, keepdims=True))
+
+        return update / jnp.maximum(1.0, rms(update)) * jnp.maximum(1e-3, rms(param))
+
+    return optax.stateless(lambda updates, params: map_with_path(leaf, updates, params))
 
 
 def _muon(config: OptimizerConfig, steps: int, table: dict[str, Param]) -> optax.GradientTransformation:

@@ -1,11 +1,14 @@
 """What a person sees of a run: a live line on a terminal, plain lines elsewhere, and both kept in `log.txt`."""
 
 import contextlib
+import errno
+import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -15,12 +18,40 @@ from jaxllm.train.run_folder import writing_in
 Values = Mapping[str, float | None]
 
 
+class _Screen:
+    """The standard output, until its reader or its terminal goes away; after that, nothing."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+        self.gone = False
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Report:
     """Prints and logs. A context that holds `log.txt` open."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._console = Console()
+        self._screen = _Screen()
+        self._console = Console(file=cast(TextIO, self._screen))
         with writing_in(folder):
             # Unbuffered: nothing is left that could fail when it is closed.
             self._log = open(folder / "log.txt", "ab", buffering=0)  # noqa: SIM115  closed by __exit__
@@ -30,6 +61,11 @@ class Report:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._log.close()
+
+    @property
+    def unread(self) -> bool:
+        """Nobody sees any more what is printed: the pipe or the terminal is closed."""
+        return self._screen.gone
 
     def say(self, text: str) -> None:
         """A sentence that stays."""

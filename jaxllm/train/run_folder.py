@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +15,12 @@ from pathlib import Path
 
 from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
 
-HARMLESS = (
-    *("name:", "output:", "log_every:", "profile_steps:", "data.cache_dir:", "data.workers:"),
-    *("eval.", "checkpoint.", "mesh."),
+HARMLESS = re.compile(
+    r"(name|output|log_every|profile_steps|data\.cache_dir|data\.workers|data\.sources\.\d+\.path):"
+    r"|eval\.|checkpoint\.|mesh\."
 )
-"""How lines of `differences` begin that a resumed run need not ask for: they do not change what is learned."""
+"""How lines of `differences` begin that a resumed run need not ask for: they do not change what is learned. (Of a path
+only the text at its end counts, which has a hash of its own.)"""
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -63,7 +65,22 @@ def saved_config(folder: Path) -> RunConfig:
 
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
     """`field: old -> new` for each difference that changes what is learned."""
-    return [line for line in differences(old, new) if not line.startswith(HARMLESS)]
+    return [line for line in differences(absolute(old), absolute(new)) if not HARMLESS.match(line)]
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """`config`, with paths that lead to the same files from any working directory."""
+
+    def whole(path: str | None) -> str | None:
+        return path and str(Path(path).expanduser().absolute())
+
+    data, tokenizer = config.data, config.tokenizer
+    sources = tuple(s if s.kind == "tfds" else replace(s, path=whole(s.path)) for s in data.sources)
+    return replace(
+        config,
+        data=replace(data, sources=sources, cache_dir=whole(data.cache_dir)),
+        tokenizer=replace(tokenizer, path=whole(tokenizer.path)),
+    )
 
 
 def saved_tokenizer(folder: Path) -> Path:
@@ -134,9 +151,9 @@ def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
 
 
 def save_config(folder: Path, config: RunConfig) -> None:
-    """Writes `config.json`, in place of the one that is there."""
+    """Writes `config.json`, in place of the one that is there; its paths are absolute."""
     writing = folder / "config.json.writing"
-    writing.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    writing.write_text(json.dumps(to_dict(absolute(config)), indent=1) + "\n")
     os.replace(writing, folder / "config.json")
 
 

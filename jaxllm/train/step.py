@@ -26,7 +26,7 @@ Metrics = dict[str, jax.Array]
 def compute_dtype(config: RunConfig) -> Any:
     """The type of activations and products: `auto` is bfloat16 on accelerators and float32 on CPU."""
     if config.train.compute_dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     return jnp.dtype(config.train.compute_dtype)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxllm.cli.generate import run
 from jaxllm.cli.main import main
-from jaxllm.config import RunConfig, TokenizerConfig, TransformerConfig, UserError
+from jaxllm.config import DataConfig, RunConfig, TokenizerConfig, TransformerConfig, UserError
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.generation.generate import Generator
@@ -22,6 +22,8 @@ MODEL = TransformerConfig(
     vocab_size=340, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=24, max_positions=64, init_std=0.5
 )
 
+FITTING = {"data": DataConfig(sequence_length=64), "tokenizer": TokenizerConfig(vocab_size=300)}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -30,7 +32,7 @@ def folder(tmp_path_factory):
     train_tokenizer(
         ["the quick brown fox jumps over the lazy dog\n" * 40], TokenizerConfig(vocab_size=300), root / "t.model"
     )
-    create(root / "run", RunConfig(model=MODEL), root / "t.model")
+    create(root / "run", RunConfig(model=MODEL, **FITTING), root / "t.model")
     with Checkpoints(root / "run", keep=2) as checkpoints:
         for step in (1, 2):
             params, ema = (initial(jax.random.key(k), decoder_table(MODEL)) for k in (step, 9))
@@ -125,6 +127,28 @@ def test_ctrl_c_ends_the_line_and_the_command(folder, capsys, monkeypatch):
 def test_what_will_not_do_is_named(folder, argv, complaint):
     with pytest.raises(UserError, match=complaint):
         run([argument.format(folder) for argument in argv])
+
+
+def test_a_last_smaller_batch_compiles_nothing(folder, capsys, monkeypatch):
+    shapes = []
+    compiled = Generator._compiled
+    monkeypatch.setattr(Generator, "_compiled", lambda g, x, slots: shapes.append(x[0].shape) or compiled(g, x, slots))
+    out, _ = output(capsys, folder, "the", "fox", "dog", "--batch", "2")
+    assert shapes[0] == shapes[1]
+    assert out.count("=== prompt") == 3
+
+
+def test_a_configuration_that_was_damaged_is_told(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"kv_heads": 1', '"kv_heads": 0'))
+    with pytest.raises(UserError, match=r"model\.kv_heads = 0: must be at least 1"):
+        run([str(tmp_path / "run"), "the"])
+
+
+def test_no_checkpoint_is_the_best_where_none_was_measured(folder):
+    with pytest.raises(UserError, match=r"no checkpoint of the run in .* has a held-out loss; name one by its step"):
+        run([str(folder), "the", "--step", "best"])
 
 
 def test_a_tokenizer_that_is_not_the_runs_is_refused(folder, tmp_path):

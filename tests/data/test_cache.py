@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import signal
@@ -77,6 +78,15 @@ def test_a_build_that_is_killed_is_not_taken_for_a_finished_one(tmp_path):
     assert len(left(tmp_path)) == 1
     assert build_once(folder, fill) == {"made": True}
     assert left(tmp_path) == []  # what the killed build left is gone too
+
+
+def test_what_killed_builds_left_is_swept_whatever_they_built_and_what_is_being_built_is_not(tmp_path):
+    for name in ("killed", "alive"):
+        (tmp_path / f".{name}.0123.building").mkdir()
+    with open(tmp_path / ".alive.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_once(tmp_path / "x", fill)
+    assert left(tmp_path) == [".alive.0123.building"]
 
 
 def test_of_two_processes_one_builds_and_the_other_waits(tmp_path):

@@ -160,6 +160,25 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_is_whole(data, mod
     assert prepare_corpus(data, TokenizerConfig(path=str(model_path))).report.documents == 40
 
 
+def test_a_file_that_changes_while_it_is_read_is_named_and_nothing_is_kept(data, texts, model_path, cache, monkeypatch):
+    path = texts / "doc00.txt"
+    before, add = path.read_text(), corpus_module._Writer.add
+
+    def changing(self, *args):
+        path.write_text("changed " * 9)
+        add(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_module._Writer, "add", changing)
+        with pytest.raises(
+            UserError, match=r"data\.sources\.0 \(.*texts\) has changed while it was read; .* run the same"
+        ):
+            prepare_corpus(data, TokenizerConfig(path=str(model_path)))
+    assert [p.suffix for p in (cache / "corpora").iterdir()] == [".lock"]
+    path.write_text(before)
+    assert prepare_corpus(data, TokenizerConfig(path=str(model_path))).report.documents == 40
+
+
 def test_two_processes_that_prepare_at_once_both_end_well(data, model_path, cache):
     code = (
         "from jaxllm.config import *\nfrom jaxllm.data.corpus import prepare_corpus\n"
@@ -193,7 +212,7 @@ def test_a_full_disk_while_tokenising_leaves_nothing(data, model_path, cache, mo
 
 def test_a_bad_document_stops_the_build_and_is_named(data, texts, model_path, cache):
     (texts / "doc20.txt").write_bytes(b"\x89PNG\x00")
-    with pytest.raises(UserError, match=r"doc20\.txt: not valid UTF-8 .* convert the file, or leave it out"):
+    with pytest.raises(UserError, match=r"doc20\.txt: not valid UTF-8 .* convert it, or take it out"):
         prepare_corpus(data, TokenizerConfig(path=str(model_path)))
     assert [p.suffix for p in (cache / "corpora").iterdir()] == [".lock"]
 

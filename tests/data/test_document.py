@@ -9,14 +9,17 @@ def test_text_and_utf8_bytes_pass_unchanged(value):
     assert checked_text(value, "here") == (value.decode() if isinstance(value, bytes) else value)
 
 
+def test_a_text_that_is_null_is_empty():
+    assert checked_text(None, "here") == ""
+
+
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
-        (b"ab\xffcd", r"file\.txt: not valid UTF-8 \(at 2: invalid start byte\); convert the file"),
+        (b"ab\xffcd", r"file\.txt: not valid UTF-8 \(at 2: invalid start byte\); convert it"),
         ("ab\ud800", r"file\.txt: not valid UTF-8 \(at 2: surrogates not allowed\)"),
-        (b"GIF\x00\x01", r"file\.txt: a NUL character at 3: this is a binary file, not text"),
+        (b"GIF\x00\x01", r"file\.txt: a NUL character at 3: this is binary data, not text"),
         ("a\0", r"file\.txt: a NUL character at 1"),
-        (None, r"file\.txt: expected text, got NoneType None"),
         (17, r"file\.txt: expected text, got int 17"),
     ],
 )

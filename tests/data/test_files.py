@@ -257,11 +257,12 @@ def test_a_missing_parquet_column_names_those_that_exist(tmp_path):
         len(opened("parquet", path))
 
 
-@pytest.mark.parametrize(("value", "got"), [(None, "NoneType"), (5, "int")])
-def test_a_parquet_value_that_is_not_text_is_named(tmp_path, value, got):
-    path = write_parquet(tmp_path / "a.parquet", {"text": [value]})
-    with pytest.raises(UserError, match=rf"a\.parquet, row 0, field 'text': expected text, got {got}"):
+def test_a_parquet_value_that_is_not_text_is_named_and_null_is_empty(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"text": [5]})
+    with pytest.raises(UserError, match=r"a\.parquet, row 0, field 'text': expected text, got int"):
         documents(opened("parquet", path))
+    path = write_parquet(tmp_path / "b.parquet", {"text": ["a", None]})
+    assert documents(opened("parquet", path)) == {"b.parquet:0": "a", "b.parquet:1": ""}
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):

@@ -72,6 +72,14 @@ def test_weight_gradients_of_bfloat16_activations_keep_the_parameters_type():
         assert np.linalg.norm(actual - expected) < 0.05 * np.linalg.norm(expected)
 
 
+def test_bias_gradients_of_bfloat16_activations_are_summed_in_float32():
+    x, zero = jnp.zeros((4, 1024, 8), jnp.bfloat16), jnp.zeros(6)
+    kernel = jnp.zeros((8, 6))
+    weight = jax.random.normal(jax.random.key(1), (4, 1024, 6)).astype(jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda bias: jnp.sum(project(x, kernel, bias).astype(jnp.float32) * weight)))(zero)
+    np.testing.assert_allclose(gradient, np.sum(np.asarray(weight, np.float64), (0, 1)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(data=1, fsdp=2, tensor=2)], ids=["data", "tensor"])
 def test_cut_kernels_and_batches_give_the_same_values_and_gradients(mesh):
     devices = make_mesh(mesh, jax.devices()[:4])

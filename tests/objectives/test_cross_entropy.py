@@ -50,6 +50,13 @@ def test_loss_and_gradients_are_those_of_the_plain_loss_for_any_chunk(chunk, z_l
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
 
 
+def test_the_heads_gradient_is_not_rounded_to_the_type_of_the_products():
+    args = inputs(jnp.bfloat16)
+    gradient = jax.jit(jax.grad(lambda *a: cross_entropy(*a, chunk=40)[0], 1))(*args)
+    assert gradient.dtype == jnp.float32
+    assert np.mean(gradient != gradient.astype(jnp.bfloat16).astype(jnp.float32)) > 0.9
+
+
 def test_evaluation_gives_the_value_of_differentiation():
     args = inputs()
     value = jax.jit(lambda *a: cross_entropy(*a, chunk=40)[0])(*args)

@@ -71,7 +71,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         ),
         tokenizer=TokenizerConfig(vocab_size=320),
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule=ScheduleConfig(warmup_steps=2)),
-        train=TrainConfig(steps=12, batch_size=8, ema_decay=0.9),
+        train=TrainConfig(steps=12, batch_size=8, ema_decay=0.9, compute_dtype="float32"),
         eval=EvalConfig(every=4, max_tokens=256, prompts=()),
         checkpoint=CheckpointConfig(every=4, keep=2),
         mesh=MeshConfig(data=2, fsdp=2, tensor=2),

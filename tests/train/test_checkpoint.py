@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import MeshConfig, UserError
 from jaxllm.sharding.mesh import make_mesh
+from jaxllm.train import checkpoint as checkpoint_module
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.state import State
 
@@ -180,3 +181,17 @@ def test_forgetting_deletes_what_is_later_or_unfinished(checkpoints):
     checkpoints.forget_after(1)
     assert [path.name for path in checkpoints.folder.iterdir()] == ["1"]
     assert json.loads((checkpoints.folder / "1" / "info.json").read_text())["step"] == 1
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(checkpoints, monkeypatch):
+    checkpoints.save(make_state(1), info(1))
+    checkpoints.wait()
+    hashes = checkpoint_module._hashes
+
+    def deleting(folder):
+        checkpoints._delete(1)
+        return hashes(folder)
+
+    monkeypatch.setattr(checkpoint_module, "_hashes", deleting)
+    with pytest.raises(UserError, match=r"checkpoint '.*/1' was deleted while it was read"):
+        checkpoints.info(1)

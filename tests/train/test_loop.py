@@ -17,6 +17,7 @@ from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.train import loop
 from jaxllm.train.checkpoint import Checkpoints, load_run_params
 from jaxllm.train.metrics import read_metrics
+from jaxllm.train.report import Report
 from jaxllm.train.run_folder import save_config, saved_config
 
 
@@ -194,6 +195,49 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_on_request(config, tm
     assert (last["step"], last["skipped"]) == (4, 3)
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.info(4).tokens == checkpoints.info(1).tokens > 0
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(config, monkeypatch):
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 2)
+    config = exploding(config)
+    with pytest.raises(
+        UserError, match=r"^step 3: this step and the 1 before it were not finite and skipped; "
+    ) as error:
+        pretrain(replace(config, train=replace(config.train, skip_nonfinite=True)))
+    assert "--train.skip-nonfinite" not in str(error.value)
+
+
+def test_a_standard_output_that_nobody_reads_stops_the_run_with_a_checkpoint(config, at_step, monkeypatch, tmp_path):
+    at_step(3, lambda: monkeypatch.setattr(Report, "unread", True))
+    outcome = pretrain(config)
+    assert (outcome.signal, 3 <= outcome.step < 12) == (signal.SIGPIPE, True)
+    assert Checkpoints(tmp_path / "run").steps()[-1] == outcome.step
+
+
+def test_a_run_goes_on_from_another_working_directory(config, at_step, tmp_path, monkeypatch):
+    [source] = config.data.sources
+    monkeypatch.chdir(Path(source.path).parent)
+    relative = replace(source, path=Path(source.path).name)
+    at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
+    pretrain(replace(config, data=replace(config.data, sources=(relative,))))
+    monkeypatch.chdir(tmp_path)
+    assert run(["run"]) == 0
+    assert saved_config(tmp_path / "run").data.sources == (source,)
+
+
+def test_the_compute_type_is_saved_as_what_it_was_on_this_platform(config, finished):
+    automatic = replace(config, train=replace(config.train, compute_dtype="auto"))
+    assert pretrain(automatic).step == 12
+    assert saved_config(finished).train.compute_dtype == "float32"
+
+
+def test_the_checkpoint_with_the_lowest_held_out_loss_is_named_and_can_be_loaded(config, tmp_path, capsys):
+    rising = replace(config.optimizer, learning_rate=3.0)
+    pretrain(replace(config, optimizer=rising, checkpoint=replace(config.checkpoint, keep=1)))
+    best = min(read_metrics(tmp_path / "run"), key=lambda line: line.get("held_out_loss", np.inf))["step"]
+    assert best < 12
+    assert f"the checkpoint with the lowest held-out loss is of step {best} " in capsys.readouterr().out
+    assert load_run_params(tmp_path / "run", "best")[2].step == best
 
 
 def test_a_state_that_is_not_finite_is_never_saved_though_its_loss_is(config, tmp_path):

@@ -66,6 +66,21 @@ def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
     assert moments < 0.05 * sum(leaf.size for leaf in table.values())
 
 
+def test_adafactor_takes_each_layers_matrix_by_itself():
+    params = initial(jax.random.key(0), TABLE)
+    params = map_with_path(lambda path, p: p.at[1].multiply(100.0) if path.startswith("layers") else p, params)
+    grads = map_with_path(lambda path, p: jax.random.normal(jax.random.key(len(path)), p.shape), params)
+    config = flat_schedule(kind="adafactor", learning_rate=1.0, weight_decay=0.0, clip_norm=None)
+    update = one_update(config, params, grads)["layers/mlp/up/kernel"]
+    for layer, param in zip(update, params["layers"]["mlp"]["up"]["kernel"], strict=True):
+        # The first step's updates are signs, of root mean square 1, whose scale is the matrix's own.
+        np.testing.assert_allclose(rms(layer), max(1e-3, rms(param)), rtol=0.05)
+
+
+def rms(x):
+    return float(jnp.sqrt(jnp.mean(x * x)))
+
+
 def test_muon_orthogonalises_the_matrices_of_blocks_and_leaves_the_rest_to_adamw():
     params = initial(jax.random.key(0), TABLE)
     grads = map_with_path(lambda path, p: jax.random.normal(jax.random.key(len(path)), p.shape), params)

@@ -1,3 +1,5 @@
+import os
+import sys
 from io import StringIO
 
 import pytest
@@ -34,13 +36,27 @@ def test_elsewhere_than_on_a_terminal_every_line_is_printed_and_logged_as_it_is(
 
 def test_on_a_terminal_progress_is_one_live_line_and_the_log_has_them_all(tmp_path, monkeypatch):
     screen = StringIO()
-    monkeypatch.setattr(report, "Console", lambda: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(report, "Console", lambda file: Console(file=screen, force_terminal=True, width=120))
     with Report(tmp_path) as said, said.live(9):
         for step in (3, 6):
             said.progress(step, VALUES, 10)
     assert "step 3/9" not in screen.getvalue()
     assert "6/9" in screen.getvalue()
     assert (tmp_path / "log.txt").read_text().count(progress_line(VALUES, 10)) == 2
+
+
+def test_what_nobody_reads_any_more_is_still_logged(tmp_path, monkeypatch):
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with Report(tmp_path) as said:
+            said.say("one")
+            assert not said.unread
+            os.close(read)
+            said.say("two")
+            assert said.unread
+            said.say("three")
+    assert [line[21:] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["one", "two", "three"]
 
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path):

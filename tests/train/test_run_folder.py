@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from jaxllm.config import RunConfig, TokenizerConfig, UserError
+from jaxllm.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.train.run_folder import alone, changes, create, enter, is_run_folder, run_folder, saved_config
 
 
@@ -20,7 +20,7 @@ def test_a_run_lives_in_its_output_or_under_its_name():
 
 
 def test_a_new_run_takes_the_configured_tokenizer_and_a_started_one_its_own_copy(tmp_path, tokenizer):
-    config = RunConfig(output=str(tmp_path / "runs" / "a"), tokenizer=TokenizerConfig(path="given.model"))
+    config = RunConfig(output=str(tmp_path / "runs" / "a"), tokenizer=TokenizerConfig(path="/given.model"))
     folder = run_folder(config)
     assert enter(folder, config, False) == config.tokenizer
     create(folder, config, tokenizer)
@@ -33,6 +33,18 @@ def test_a_new_run_takes_the_configured_tokenizer_and_a_started_one_its_own_copy
     (folder / "tokenizer.model").unlink()
     with pytest.raises(UserError, match=r"its tokenizer .* is missing"):
         enter(folder, config, False)
+
+
+def test_saved_paths_lead_to_the_same_files_from_any_folder(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = (SourceConfig(kind="text", path="texts/*.txt"), SourceConfig(kind="tfds", path="a/b"), SourceConfig())
+    data = DataConfig(sources=sources, cache_dir="cache")
+    config = RunConfig(output="run", data=data, tokenizer=TokenizerConfig(path=tokenizer.name))
+    create(run_folder(config), config, tokenizer)
+    saved = saved_config(tmp_path / "run")
+    assert [s.path for s in saved.data.sources] == [str(tmp_path / "texts" / "*.txt"), "a/b", None]
+    assert (saved.data.cache_dir, saved.tokenizer.path) == (str(tmp_path / "cache"), str(tokenizer))
+    assert changes(saved, config) == []
 
 
 def test_a_hugging_face_tokenizer_keeps_the_file_that_names_its_special_tokens(tmp_path):
@@ -54,6 +66,8 @@ def test_only_changes_that_matter_are_listed():
         data=replace(old.data, workers=3),
     )
     assert changes(old, harmless) == []
+    moved = replace(old.data, sources=(SourceConfig(kind="text", path="elsewhere"),))
+    assert changes(old, replace(old, data=moved)) == ["data.sources.0.kind: 'stdlib' -> 'text'"]
     assert changes(old, replace(harmless, seed=4)) == ["seed: 0 -> 4"]
     assert changes(old, replace(old, data=replace(old.data, sequence_length=64))) == ["data.sequence_length: 512 -> 64"]
 
