@@ -112,10 +112,12 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
     Args:
         config: with any values.
         devices: that there are; the mesh is held against them where they are known.
-        unread: fields that stand at another value than was asked for: nothing is said that mentions one.
+        unread: fields that stand at another value than was asked for: nothing is said that follows from one.
     """
     config, wrong = read_dict(RunConfig, to_dict(config))
-    silent = re.compile("|".join(rf"\b{re.escape(field)}\b" for field in (*unread, *wrong)) or "$^")
+    unread = {*unread, *wrong}
+    mention = (rf"\b{re.escape(field)}\b" if "." in field else f"^{field} = " for field in unread)
+    silent = re.compile("|".join(mention) or "$^")
     found = [
         *_out_of_range(config),
         *_name(config.name),
@@ -123,7 +125,7 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
         *_sources(config.data),
         *_schedule(config.optimizer, config.train.steps),
         *_between_parts(config),
-        *_mesh(config, devices),
+        *(() if any(field.startswith("mesh.") for field in unread) else _mesh(config, devices)),
     ]
     return [*wrong.values(), *(line for line in found if not silent.search(line))]
 

@@ -53,6 +53,8 @@ def run(argv: list[str]) -> int:
     for name in ("max_new_tokens", "samples", "batch"):
         if getattr(command, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(command, name)}")
+    if not 0 <= command.seed <= 2**32 - command.samples:
+        raise UserError(f"--seed: expected 0 to {2**32 - command.samples}, got {command.seed}")
     prompts = [_text(prompt, i) for i, prompt in enumerate(command.prompts or ("",), 1)]
 
     from jaxllm.data.tokenizer import load_tokenizer
@@ -66,6 +68,7 @@ def run(argv: list[str]) -> int:
     info.check_tokenizer(tokenizer.fingerprint, path)
     generator = Generator(config.model, params, tokenizer)
     del params
+    generator.check(prompts, command.max_new_tokens, command.stop)
     if len(prompts) * command.samples == 1:
         _stream(generator, prompts[0], command)
     else:
@@ -84,7 +87,6 @@ def _text(prompt: str, number: int) -> str:
 
 
 def _stream(generator: "Generator", prompt: str, command: Command) -> None:
-    generator.check([prompt], command.max_new_tokens)
     print(prompt, end="", flush=True)
     try:
         made = generator.generate(
@@ -104,7 +106,7 @@ def _list(generator: "Generator", prompts: Sequence[str], command: Command) -> N
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(command.samples)]
     for start in range(0, len(rows), command.batch):
         batch = rows[start : start + command.batch]
-        full = batch + rows[: command.batch - len(batch)] if start else batch  # a last one reuses the programs so
+        full = batch + batch[-1:] * (command.batch - len(batch)) if start else batch  # which reuses the programs
         made = generator.generate(
             [prompts[number] for number, _ in full],
             command.max_new_tokens,

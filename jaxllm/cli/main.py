@@ -40,6 +40,7 @@ OUT_OF_MEMORY = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status: 2 for what the user can mend, 130 for Ctrl-C."""
+    _open_streams()
     try:
         status = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -113,6 +114,13 @@ def set_environment() -> None:
     if os.access(folder, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _open_streams() -> None:
+    """Where a process is started with a closed standard output or error, Python has none: it goes nowhere then."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  closed with the process
 
 
 def _release_stdout() -> None:

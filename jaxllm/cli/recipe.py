@@ -8,7 +8,7 @@ import re
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
@@ -53,9 +53,9 @@ def load_run_with(
     wants_help = argv and argv[0] in ("-h", "--help")
     config, wrong = (RunConfig(), {}) if wants_help else _base(argv, prog)
     options = argv if wants_help else argv[1:]
-    (given, run), unread = _overridden(options, own, config, prog)
+    (given, run), unknown, unread = _overridden(options, own, config, prog)
     wrong |= unread
-    refuse([*wrong.values(), *problems(run, devices and devices(), wrong)])
+    refuse([*unknown, *wrong.values(), *problems(run, devices and devices(), wrong)])
     by_folder = not argv[0].endswith(".py")
     moved = by_folder and run.name != config.name and not any(word.startswith("--output") for word in options)
     return _moved(config, run) if moved else run, given
@@ -72,8 +72,11 @@ def _moved(config: RunConfig, run: RunConfig) -> RunConfig:
 
 def _overridden(
     words: Sequence[str], own: Own, config: RunConfig, prog: str
-) -> tuple[tuple[Own, RunConfig], dict[str, str]]:
-    """`own` and `config` with the options in `words` that can be read; what is wrong with the others, by field."""
+) -> tuple[tuple[Own, RunConfig], list[str], dict[str, str]]:
+    """`own` and `config` with the options in `words` that can be read.
+
+    Also what to say of those that are unknown, and, by field, of those whose value is none.
+    """
     arguments = dataclasses.make_dataclass(
         "Arguments",
         [
@@ -106,8 +109,8 @@ def _overridden(
         unreadable = [group for group in groups if not is_readable(group)]
         words = list(chain.from_iterable(group for group in groups if group not in unreadable))
     given, unknown = parse(words)
-    mistakes = _unknown(unknown, list(takes)) | dict(_unreadable(group, takes) for group in unreadable)
-    return (given.own, given.run), mistakes
+    unread = dict(_unreadable(group, takes) for group in unreadable)
+    return (given.own, given.run), _unknown(unknown, list(takes)), unread
 
 
 def _groups(words: Sequence[str]) -> list[list[str]]:
@@ -197,19 +200,20 @@ def _flags(config: Any, prefix: str = "--") -> Iterator[tuple[str, str]]:
             yield name, expected(hints[field.name])
 
 
-def _unknown(words: Sequence[str], flags: list[str]) -> dict[str, str]:
+def _unknown(words: Sequence[str], flags: list[str]) -> list[str]:
     """What to say of words that are no option, or that follow none that takes them."""
+    stray = list(takewhile(lambda word: not word.startswith("--"), words))[:1]
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    if words and not options:
-        return {words[0]: f"unexpected '{words[0]}': options are --field VALUE, and --field or --no-field for a switch"}
-    return {
-        option: f"{option}: there is no such option; did you mean '{_closest(option, flags)}'?" for option in options
-    }
+    return [
+        *(f"unexpected '{word}': options are --field VALUE, and --field or --no-field for a switch" for word in stray),
+        *(f"{option}: there is no such option; did you mean '{_closest(option, flags)}'?" for option in options),
+    ]
 
 
 def _unreadable(group: Sequence[str], takes: dict[str, str]) -> tuple[str, str]:
     """The field of an option whose value is none of its type, and what to say of it."""
-    option, _, value = " ".join(group).replace("=", " ", 1).partition(" ")
+    option, _, value = group[0].partition("=")
+    value = " ".join([value, *group[1:]]).strip()
     wanted = takes.get(option.replace("_", "-"), "another value")
     what = f"{option} {value}: expected {wanted}" if value else f"{option}: expected {wanted}, and nothing follows"
     return option.removeprefix("--").replace("-", "_"), what

@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     out = Path(command.out).expanduser()
     if out.suffix != ".model":
         raise UserError(f"--out '{command.out}': the name of a SentencePiece model ends in '.model'")
-    if not os.access(out.parent, os.W_OK):
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK | os.X_OK)):
         raise UserError(f"--out '{command.out}' cannot be written: '{out.parent}' is no folder that can be written in")
     configs = [parse_source(text, command.field) for text in command.sources]
     sources = [open_source(config, cache_root(command.cache_dir)) for config in configs]

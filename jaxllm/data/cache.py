@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,9 @@ FORMAT = 3
 """Part of every key: raise it when the meaning of a cached file changes."""
 
 MANIFEST = "manifest.json"
+
+DAY = 86_400
+"""Seconds."""
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -108,13 +112,15 @@ def _build(folder: Path, fill: Callable[[Path], dict[str, Any]], alone: bool) ->
 
 
 def _sweep(folder: Path) -> None:
-    """Deletes what builds whose processes are gone have left beside `folder`, whose lock is held."""
+    """Deletes what builds whose processes are gone have left: of `folder`, whose lock is held, and beside it.
+
+    What lies beside it must have been at rest for a day, since locks may not reach to the other hosts of a file system.
+    """
     for left in folder.parent.glob(".*.building"):
-        name = left.name.split(".")[1]
-        with contextlib.suppress(OSError), open(folder.with_name(f".{name}.lock"), "w") as file:
-            if name != folder.name:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what another process deletes or closes to us
+            newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+            if left.name.startswith(f".{folder.name}.") or time.time() - newest > DAY:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _verified(folder: Path) -> dict[str, Any]:

@@ -5,14 +5,15 @@ import contextlib
 import difflib
 import glob
 import gzip
+import io
 import itertools
 import json
-import mmap
 import os
 import re
+import weakref
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,41 @@ def _nearest(path: Path) -> str:
     return f"; did you mean '{path.parent / near[0]}'?" if near else ""
 
 
+class _Content:
+    """The bytes of a file, read as they are asked for. Unlike a mapping it survives a file that is cut short."""
+
+    def __init__(self, path: Path):
+        self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        found = os.pread(self._descriptor, stop - start, start)
+        while len(found) < stop - start:  # more than the system gives at once
+            more = os.pread(self._descriptor, stop - start - len(found), start + len(found))
+            if not more:
+                raise UserError(
+                    f"'{self._path}' has changed while it was read; run the same command again when it is at rest"
+                )
+            found += more
+        return found
+
+    def lines(self) -> Iterator[bytes]:
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            yield from file
+
+
 class _Files:
     """Files under one source: their fingerprint, and the bytes of the one that was read last."""
 
     def __init__(self, files: Sequence[File], *options: str):
         self.files, self._options = files, options
-        self._last: tuple[Path, bytes | mmap.mmap] | None = None
+        self._last: tuple[Path, bytes | _Content] | None = None
 
     def fingerprint(self) -> str:
         try:
@@ -98,17 +128,12 @@ class _Files:
         names = [name for name, _ in self.files]
         return key_of([type(self).__name__, self._options, names, hashes])
 
-    def content(self, path: Path) -> bytes | mmap.mmap:
-        """The file's bytes, mapped and not loaded (only a `.gz` is unpacked in memory)."""
+    def content(self, path: Path) -> bytes | _Content:
+        """The file's bytes, not loaded (only a `.gz` is unpacked in memory)."""
         if self._last is None or self._last[0] != path:
             try:
-                if path.suffix.lower() == ".gz":
-                    content: bytes | mmap.mmap = gzip.decompress(path.read_bytes())
-                elif path.stat().st_size == 0:  # which cannot be mapped
-                    content = b""
-                else:
-                    with open(path, "rb") as file:
-                        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                packed = path.suffix.lower() == ".gz"
+                content = gzip.decompress(path.read_bytes()) if packed else _Content(path)
             except (OSError, EOFError, zlib.error) as error:
                 raise _unreadable(path, error) from None
             self._last = path, content
@@ -164,7 +189,7 @@ class TextFiles(_Files):
         return Document(name, checked_text(self.content(path)[start:stop], where), named_by_place=not whole)
 
 
-def _cuts(content: bytes | mmap.mmap) -> list[int]:
+def _cuts(content: bytes | _Content) -> list[int]:
     """0, ..., size, at most `PART` apart."""
     cuts = [0]
     while len(content) - cuts[-1] > PART:
@@ -172,19 +197,19 @@ def _cuts(content: bytes | mmap.mmap) -> list[int]:
     return [*cuts, len(content)]
 
 
-def _cut(content: bytes | mmap.mmap, start: int) -> int:
+def _cut(content: bytes | _Content, start: int) -> int:
     """After a blank line `PART / 2` to `PART` bytes from `start`, else after a line, else after a character.
 
     Of several places the bytes before it choose one, not the distance, so that the cuts after a change of the file
     soon fall where they fell before it (content-defined chunking: Muthitacharoen et al. 2001, "A low-bandwidth network
     file system"). Text without line ends, or whose lines are all equal, is cut by distance.
     """
-    low, high = start + PART // 2, start + PART
+    part = content[start : start + PART + 1]
     for end in (rb"\n\r?\n", rb"\n"):
-        stops = [low + found.end() for found in re.finditer(end, content[low:high])]
+        stops = [found.end() for found in re.compile(end).finditer(part, PART // 2, PART)]
         if stops:
-            return max(stops, key=lambda stop: (zlib.crc32(content[stop - CUT_CONTEXT : stop]), stop))
-    return next((k for k in range(high, high - 4, -1) if content[k] & 0xC0 != 0x80), high)
+            return start + max(stops, key=lambda stop: (zlib.crc32(part[stop - CUT_CONTEXT : stop]), stop))
+    return start + next((k for k in range(PART, PART - 4, -1) if part[k] & 0xC0 != 0x80), PART)
 
 
 class JsonLines(_Files):
@@ -224,14 +249,12 @@ class JsonLines(_Files):
         return Document(f"{name}:{number}", text, named_by_place=True)
 
 
-def _lines(content: bytes | mmap.mmap) -> np.ndarray:
+def _lines(content: bytes | _Content) -> np.ndarray:
     index, stop = array("q"), 0
-    for number in itertools.count(1):
-        start = stop
-        if start == len(content):
-            break
-        stop = content.find(b"\n", start) + 1 or len(content)
-        if not content[start:stop].isspace():
+    lines = content.lines() if isinstance(content, _Content) else io.BytesIO(content)
+    for number, line in enumerate(lines, 1):
+        start, stop = stop, stop + len(line)
+        if not line.isspace():
             index.extend((start, stop, number))
     return np.frombuffer(index, np.int64).reshape(-1, 3)
 
@@ -251,8 +274,7 @@ class ParquetFiles(_Files):
         for i, (_, path) in enumerate(self.files):
             meta = self._open(path).metadata
             rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-            firsts = itertools.accumulate(rows, initial=0)
-            groups += [(i, g, first) for g, first in zip(range(len(rows)), firsts, strict=False)]
+            groups += [(i, g, first) for g, first in enumerate(itertools.accumulate(rows[:-1], initial=0))][: len(rows)]
             sizes += rows
         return groups, list(itertools.accumulate(sizes))
 

@@ -35,8 +35,9 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
 
     A document is held out if the hash of its name, as a number from 0 to 1, is below `validation_fraction`; that of
     its text, where the name is only its place. Adding, removing or reordering documents therefore moves no other
-    across the split. Of equal texts the first is kept, on the side of the smallest of their hashes. If one side would
-    be empty, it is given the document whose hash is nearest to it.
+    across the split, but for a text of which there was one and then are several: of equal texts the first is kept, on
+    the side that the hash of the text says. If one side would be empty, it is given the document whose hash is nearest
+    to it.
 
     Raises:
         UserError: no document, or only one where some must be held out; or a document that cannot be read.
@@ -52,16 +53,15 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
             if not text:
                 empty += 1
                 continue
-            here = share_of(document.text if document.named_by_place else document.name)
             if digest in kept:
                 duplicates += 1
-                share[kept[digest]] = min(share[kept[digest]], here)
+                share[kept[digest]] = share_of(document.text)
             else:
                 kept[digest] = len(size)
                 source.append(s)
                 index.append(i)
                 size.append(len(text))
-                share.append(here)
+                share.append(share_of(document.text if document.named_by_place else document.name))
     if not size:
         raise UserError(f"the data is empty: the sources hold no text ({empty} empty documents)")
     return Survey(

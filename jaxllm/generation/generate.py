@@ -154,8 +154,7 @@ class Generator:
         Raises:
             UserError: a setting out of its range, or a prompt that is too long.
         """
-        if "" in stop:
-            raise UserError("stop: a stop string has at least one character")
+        self.check(prompts, max_new_tokens, stop)
         ids = self._ids(prompts)
         began = time.perf_counter()
         steps = self.tokens(ids, max_new_tokens, sampling, seeds)
@@ -178,8 +177,14 @@ class Generator:
         )
         return [Generation(row.text, tuple(row.tokens), cast(Finish, row.finish), timing) for row in rows]
 
-    def check(self, prompts: Sequence[str], max_new_tokens: int) -> None:
-        """Passes what `generate` can continue. Raises as it does."""
+    def check(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> None:
+        """Passes what `generate` can continue.
+
+        Raises:
+            UserError: a stop string without a character, no room for a new token, or a prompt that is too long.
+        """
+        if "" in stop:
+            raise UserError("stop: a stop string has at least one character")
         self._check(self._ids(prompts), max_new_tokens)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:

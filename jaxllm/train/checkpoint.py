@@ -154,14 +154,15 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint of step {step} in '{self.folder}'; there are: {there}")
         damage = _damage(folder)
         if damage and not folder.is_dir():
-            raise UserError(
-                f"checkpoint '{folder}' was deleted while it was read: the run goes on and keeps later ones"
-            )
+            raise self._deleted(step)
         if damage:
             earlier = [s for s in self.steps() if s < step]
             remedy = f"go on from the one before with --step {earlier[-1]}" if earlier else "there is none before it"
             raise UserError(f"checkpoint '{folder}' is damaged: {damage}; {remedy}")
-        return Info(**json.loads((folder / "info.json").read_text()))
+        try:
+            return Info(**json.loads((folder / "info.json").read_text()))
+        except FileNotFoundError:
+            raise self._deleted(step) from None
 
     def forget_after(self, step: int) -> None:
         """Deletes what is later than `step`, and what an earlier process left unfinished."""
@@ -218,6 +219,10 @@ class Checkpoints:
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
         return flatten(self._orbax.restore(self.folder / str(step) / "state", args=arguments))
+
+    def _deleted(self, step: int) -> UserError:
+        folder = self.folder / str(step)
+        return UserError(f"checkpoint '{folder}' was deleted while it was read: the run goes on and keeps later ones")
 
     def _does_not_fit(self, step: int, how: str) -> UserError:
         return UserError(f"checkpoint '{self.folder / str(step)}' is not of this model and optimizer: {how}")

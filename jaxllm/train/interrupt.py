@@ -8,11 +8,11 @@ from typing import Any, Self
 
 
 class Interrupt:
-    """While this context is open, the first signal is noted and a second SIGINT or SIGTERM ends the process at once.
+    """While this context is open, the first SIGINT or SIGTERM is noted and the second ends the process at once.
 
-    A terminal that is closed sends SIGHUP, often twice; where it is ignored, as under `nohup`, it stays so. As other
-    programs do, a process that stopped on request exits with 128 plus the signal's number: 130 after Ctrl-C, 143
-    after SIGTERM.
+    SIGHUP, which a terminal that closes sends, often more than once and with a SIGTERM, is only noted; where it is
+    ignored, as under `nohup`, it stays so. As other programs do, a process that stopped on request exits with 128 plus
+    the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -23,8 +23,8 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        heard = (number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
-        self._before = {number: signal.signal(number, self._note) for number in heard}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS if number not in ignored}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -32,9 +32,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number != signal.SIGHUP:
+        if self.signal not in (None, signal.SIGHUP) and number != signal.SIGHUP:
             if sys.stdout.isatty():
                 os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the progress line hides
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.signal = self.signal or number
+        if self.signal in (None, signal.SIGHUP):
+            self.signal = number

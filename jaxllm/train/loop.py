@@ -31,12 +31,11 @@ from jaxllm.train.step import Metrics, make_step
 PROFILE_AFTER = 10
 """Steps before the profiler starts, since the first ones are not like the rest; fewer where the run is short."""
 
-
 MOST_SKIPPED = 100
 """Steps in a row that may be skipped; a run that is not finite for longer will not be again."""
 
 NAMED = 20
-"""Documents of a batch that a message names; the log names them all."""
+"""Documents of a batch that a message names; the log names all where there are more."""
 
 
 @dataclass(frozen=True)

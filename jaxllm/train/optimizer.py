@@ -66,7 +66,7 @@ def _relative_to_matrices(table: dict[str, Param]) -> optax.GradientTransformati
     """
 
     def leaf(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
-        axes = tuple(range(table[path].axes[0] == "L", update.ndim))
+        axes = tuple(range(1 if table[path].axes[0] == "L" else 0, update.ndim))
 
         def rms(x: jax.Array) -> jax.Array:
             return jnp.sqrt(jnp.mean(x * x, axes, keepdims=True))

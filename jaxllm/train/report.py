@@ -39,7 +39,8 @@ class _Screen:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
             self.gone = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -5,6 +5,7 @@ config.json  tokenizer.model (or .json)  metrics.jsonl  events/  checkpoints/  l
 
 import contextlib
 import fcntl
+import filecmp
 import json
 import os
 import re
@@ -72,7 +73,7 @@ def absolute(config: RunConfig) -> RunConfig:
     """`config`, with paths that lead to the same files from any working directory."""
 
     def whole(path: str | None) -> str | None:
-        return path and str(Path(path).expanduser().absolute())
+        return path and os.path.realpath(os.path.expanduser(path))
 
     data, tokenizer = config.data, config.tokenizer
     sources = tuple(s if s.kind == "tfds" else replace(s, path=whole(s.path)) for s in data.sources)
@@ -104,7 +105,11 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
     """
     if not has_checkpoint(folder):
         return config.tokenizer
-    changed = changes(saved_config(folder), config)
+    saved, own = saved_config(folder), saved_tokenizer(folder)
+    given = config.tokenizer.path
+    if given and os.path.isfile(given) and filecmp.cmp(given, own, shallow=False):
+        saved = replace(saved, tokenizer=config.tokenizer)  # only the place has changed
+    changed = changes(saved, config)
     if fixed := [line for line in changed if line.startswith("tokenizer.")]:
         raise UserError(f"the tokenizer of the run in '{folder}' cannot change:" + _listed(fixed))
     if changed and not allow_change:
@@ -112,7 +117,7 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
             f"these changes to the run in '{folder}' change its result:{_listed(changed)}\n"
             "go on with them by --allow-change, or start another run with --name or --output"
         )
-    return TokenizerConfig(path=str(saved_tokenizer(folder)))
+    return TokenizerConfig(path=str(own))
 
 
 def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:

@@ -81,6 +81,8 @@ def test_several_prompts_and_samples_are_labelled_and_equal_each_alone(folder, c
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_printed(folder, capsys):
     with pytest.raises(UserError, match="prompt 1 has "):
         run([str(folder), "the quick " * 60])
+    with pytest.raises(UserError, match="prompt 3 has "):
+        run([str(folder), "the", "fox", "the quick " * 60, "--batch", "1"])
     assert capsys.readouterr().out == ""
 
 
@@ -119,7 +121,8 @@ def test_ctrl_c_ends_the_line_and_the_command(folder, capsys, monkeypatch):
         (["{}", "the", "--step", "7"], r"no checkpoint of step 7 .* there are: 1, 2"),
         (["{}", "the", "--top-p", "1.5"], "'top_p': expected above 0 and at most 1, got 1.5"),
         (["{}", "the", "--samples", "0"], "--samples: expected 1 or more, got 0"),
-        (["{}", "the", "--seed", "-1"], "seeds: expected 1 from 0"),
+        (["{}", "the", "--seed", "-1"], "--seed: expected 0 to 4294967295, got -1"),
+        (["{}", "the", "--stop", ""], "stop: a stop string has at least one character"),
         (["{}", "the " * 90], r"prompt 1 has \d+ tokens; expected 1 to 64"),
         (["{}", "the", "a\udcff"], "prompt 2 is not UTF-8 text"),
     ],

@@ -147,6 +147,11 @@ def test_a_standard_output_on_a_full_disk_is_told_once():
     assert process.returncode == 2
 
 
+def test_closed_standard_streams_are_no_error():
+    program = "import sys; from jaxllm.cli.main import main; sys.exit(main(['--help']))"
+    assert subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "{program}" >&- 2>&-']).returncode == 0
+
+
 def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLLM_CACHE", str(tmp_path / "here"))
     cli.set_environment()

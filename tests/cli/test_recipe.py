@@ -225,8 +225,11 @@ def test_an_unknown_option_names_the_nearest(options, unknown, nearest):
     assert refusal(QUICKSTART, *options) == "a mistake in the configuration:\n" + told
 
 
-def test_a_word_that_belongs_to_no_option_is_named():
-    assert "  unexpected 'True': options are --field" in refusal(QUICKSTART, "--train.skip-nonfinite", "True")
+def test_a_word_that_belongs_to_no_option_is_named_and_silences_nothing():
+    lines = refusal(QUICKSTART, "--train.skip-nonfinite", "3", "--sed", "1", "--model.kv-heads", "3").splitlines()
+    assert lines[1].startswith("  unexpected '3': options are --field")
+    assert [line.split(" ")[2] for line in lines[2:]] == ["--sed:", "model.kv_heads"]
+    assert "train.steps = 0" in refusal(QUICKSTART, "", "--train.steps", "0")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +237,7 @@ def test_a_word_that_belongs_to_no_option_is_named():
     [
         (["--train.steps", "many"], "--train.steps many: expected a whole number"),
         (["--train.steps=1.5"], "--train.steps 1.5: expected a whole number"),
+        (["--train.steps", "a=b"], "--train.steps a=b: expected a whole number"),
         (["--train.steps"], "--train.steps: expected a whole number, and nothing follows"),
         (["--model.norm", "rmss"], "--model.norm rmss: expected one of 'rms', 'layer'"),
         (["--optimizer.clip_norm", "much"], "--optimizer.clip_norm much: expected a number, or None"),
@@ -258,9 +262,9 @@ def test_mistakes_of_all_kinds_are_told_together(here):
         load_run_with(argv, "jaxllm train", Options(), devices=lambda: 8)
     assert str(error.value).splitlines() == [
         "7 mistakes in the configuration:",
-        "  recipe 'r.py': seed = 'a': expected a whole number",
         "  --sed: there is no such option; did you mean '--seed'?",
         "  --nmae: there is no such option; did you mean '--name'?",
+        "  recipe 'r.py': seed = 'a': expected a whole number",
         "  --train.steps many: expected a whole number",
         "  optimizer.b2 = 2.0: must be at least 0 and below 1",
         "  model.kv_heads = 3: must divide model.heads = 4; 2 or 4 would do",
@@ -269,9 +273,13 @@ def test_mistakes_of_all_kinds_are_told_together(here):
 
 
 def test_nothing_is_said_of_what_a_value_that_could_not_be_read_would_have_mended():
-    told = refusal(QUICKSTART, "--model.heads", "six", "--model.kv-heads", "3", "--data.sequence-length", "9999")
-    assert [line.split(" = ")[0].strip() for line in told.splitlines()[1:]] == [
+    wrong = ["--model.heads", "six", "--mesh.fsdp", "four"]
+    argv = [QUICKSTART, *wrong, "--model.kv-heads", "3", "--mesh.data", "5", "--data.sequence-length", "9999"]
+    with pytest.raises(UserError) as error:
+        load_run_with(argv, "jaxllm train", Options(), devices=lambda: 8)
+    assert [line.split(" = ")[0].strip() for line in str(error.value).splitlines()[1:]] == [
         "--model.heads six: expected a whole number",
+        "--mesh.fsdp four: expected a whole number",
         "data.sequence_length",
     ]
 

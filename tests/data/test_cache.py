@@ -1,4 +1,3 @@
-import fcntl
 import json
 import os
 import signal
@@ -80,12 +79,14 @@ def test_a_build_that_is_killed_is_not_taken_for_a_finished_one(tmp_path):
     assert left(tmp_path) == []  # what the killed build left is gone too
 
 
-def test_what_killed_builds_left_is_swept_whatever_they_built_and_what_is_being_built_is_not(tmp_path):
+def test_what_killed_builds_left_is_swept_whatever_they_built_when_it_is_a_day_old(tmp_path):
     for name in ("killed", "alive"):
         (tmp_path / f".{name}.0123.building").mkdir()
-    with open(tmp_path / ".alive.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        build_once(tmp_path / "x", fill)
+        (tmp_path / f".{name}.0123.building" / "half").touch()
+    old = time.time() - 25 * 3600
+    for path in (tmp_path / ".killed.0123.building" / "half", *tmp_path.glob(".*.building")):
+        os.utime(path, (old, old))
+    build_once(tmp_path / "x", fill)
     assert left(tmp_path) == [".alive.0123.building"]
 
 

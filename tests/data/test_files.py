@@ -104,6 +104,16 @@ def test_the_fingerprint_follows_content_names_and_field_but_not_the_place(tmp_p
 # Plain text
 
 
+@pytest.mark.parametrize(("kind", "line"), [("text", "a line of text\n"), ("jsonl", '{"text": "a line"}\n')])
+def test_a_file_that_is_cut_short_while_it_is_read_is_named(tmp_path, kind, line):
+    path = write(tmp_path, {f"big.{kind}": 20_000 * line}) / f"big.{kind}"
+    source = opened(kind, path)
+    assert source[0].text.startswith("a line")
+    path.write_text(line)
+    with pytest.raises(UserError, match=r"big\.\w+' has changed while it was read; run the same command again"):
+        _ = source[len(source) - 1]
+
+
 def test_line_ends_and_byte_order_marks_are_kept(tmp_path):
     text = "\ufeffone\r\ntwo\rthree\n\n"
     assert documents(opened("text", write(tmp_path, {"a.txt": text}))) == {"a.txt": text}

@@ -15,10 +15,17 @@ def test_the_first_signal_is_noted_and_the_handlers_come_back():
 
 
 def test_a_terminal_that_closes_is_noted_however_often_it_says_so():
-    with Interrupt() as interrupt:
-        signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGHUP)
-        assert interrupt.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.signal == signal.SIGHUP
+            signal.raise_signal(signal.SIGTERM)  # as systemd sends both
+            assert interrupt.signal == signal.SIGTERM
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_that_is_ignored_stays_so():

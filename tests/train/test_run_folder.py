@@ -47,6 +47,18 @@ def test_saved_paths_lead_to_the_same_files_from_any_folder(tmp_path, tokenizer,
     assert changes(saved, config) == []
 
 
+def test_a_tokenizer_that_lies_elsewhere_now_is_no_change_if_it_is_the_same(tmp_path, tokenizer):
+    config = RunConfig(output=str(tmp_path / "run"), tokenizer=TokenizerConfig(path=str(tokenizer)))
+    create(tmp_path / "run", config, tokenizer)
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    moved = tokenizer.rename(tmp_path / "moved.model")
+    elsewhere = replace(config, tokenizer=TokenizerConfig(path=str(moved)))
+    assert enter(tmp_path / "run", elsewhere, False).path == str(tmp_path / "run" / "tokenizer.model")
+    moved.write_bytes(b"others")
+    with pytest.raises(UserError, match=r"the tokenizer of the run in .* cannot change"):
+        enter(tmp_path / "run", elsewhere, False)
+
+
 def test_a_hugging_face_tokenizer_keeps_the_file_that_names_its_special_tokens(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
