@@ -5,13 +5,15 @@ it keeps the weight gradient in the parameter's type; and it contracts over rows
 the left, where XLA's own transpose rule puts the wide one and copies it (a fifth of a CPU training step).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.layers.shards import along_batch, sharding_of
+from jaxllm.layers.shards import along_batch, gradient_sharding, sharding_of
 
 SAVED = "product"
 """Names the results that a rematerialisation policy may save instead of multiplying twice."""
@@ -19,7 +21,7 @@ SAVED = "product"
 
 def project(x_BTD: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`[B, T, D] x [D, *out] -> [B, T, *out]`, in the type of `x`; output axes keep the kernel's sharding."""
-    y = checkpoint_name(_product(x_BTD, kernel.reshape(kernel.shape[0], -1)), SAVED)
+    y = checkpoint_name(_product(x_BTD, _as_matrix(kernel, 1)), SAVED)
     y = y.reshape(*x_BTD.shape[:2], *kernel.shape[1:])
     return _with_bias(y, bias)
 
@@ -27,8 +29,18 @@ def project(x_BTD: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) 
 def merge(x_BTF: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`[B, T, *in] x [*in, D] -> [B, T, D]`, in the type of `x`; a cut input axis is summed over its devices."""
     x_BTI = x_BTF.reshape(*x_BTF.shape[:2], -1)
-    y = checkpoint_name(_product(x_BTI, kernel.reshape(-1, kernel.shape[-1])), SAVED)
+    y = checkpoint_name(_product(x_BTI, _as_matrix(kernel, kernel.ndim - 1)), SAVED)
     return _with_bias(y, bias)
+
+
+def _as_matrix(kernel: jax.Array, inputs: int) -> jax.Array:
+    """`kernel` with its first `inputs` axes as one, and the others; only the first of either may be cut."""
+    shape = math.prod(kernel.shape[:inputs]), math.prod(kernel.shape[inputs:])
+    if (sharding := sharding_of(kernel)) is None:
+        return kernel.reshape(shape)
+    cuts = sharding.spec.partitions
+    spec = P(cuts[0], cuts[inputs], reduced=sharding.spec.reduced)
+    return jax.lax.reshape(kernel, shape, out_sharding=NamedSharding(sharding.mesh, spec))
 
 
 def _with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -38,7 +50,7 @@ def _with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x_BTI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
-    contracts_cut_axis = jax.typeof(kernel_IO).sharding.spec[0] is not None
+    contracts_cut_axis = jax.typeof(kernel_IO).sharding.spec.partitions[0] is not None
     out_sharding = along_batch(x_BTI, 3) if contracts_cut_axis else None
     return jnp.dot(x_BTI, kernel_IO.astype(x_BTI.dtype), out_sharding=out_sharding)
 
@@ -58,14 +70,17 @@ def _backward(saved: tuple[jax.Array, jax.Array], d_BTO: jax.Array) -> tuple[jax
         right,
         (((0, 1), (0, 1)), ((), ())),
         preferred_element_type=kernel_IO.dtype,
-        out_sharding=_flipped(sharding_of(kernel_IO)) if wide_input else sharding_of(kernel_IO),
+        out_sharding=_flipped(gradient_sharding(kernel_IO)) if wide_input else gradient_sharding(kernel_IO),
     )
     # Without the barrier XLA takes the transpose into the product, and the wide operand to the left again.
     return dx, jax.lax.optimization_barrier(d_kernel).T if wide_input else d_kernel
 
 
 def _flipped(sharding: NamedSharding | None) -> NamedSharding | None:
-    return sharding and NamedSharding(sharding.mesh, P(*reversed(sharding.spec)))
+    if sharding is None:
+        return None
+    spec = sharding.spec
+    return NamedSharding(sharding.mesh, P(*reversed(spec.partitions), unreduced=spec.unreduced))
 
 
 _product.defvjp(_forward, _backward)

@@ -23,11 +23,13 @@ def causal_lm_loss(
     Returns:
         `(loss_sum, weight_sum, metrics)` as `cross_entropy` does.
     """
+    owner = "embedding" if model.config.tied_embeddings else "head"
+    # Gathered once, for the lookup too where it is tied, so that its gradient is scattered once.
+    params = {**params, owner: model.at_use(owner, params[owner])}
     hidden_BTD, _ = model.apply(
         {"params": params}, batch["tokens"], batch["positions"], batch["segments"], dropout_key=dropout_key
     )
-    owner = "embedding" if model.config.tied_embeddings else "head"
-    head = head_kernel({owner: model.at_use(owner, params[owner])}, model.config)
+    head = head_kernel(params, model.config)
     with jax.named_scope("loss"):
         return cross_entropy(
             hidden_BTD,

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import PartitionSpec as P
 
-from jaxllm.layers.shards import along_batch, sharding_of
+from jaxllm.layers.shards import along_batch, gradient_sharding, sharding_of
 
 
 class _Options(NamedTuple):
@@ -101,7 +102,7 @@ def _loss_forward(
     options: _Options, hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     chunks = _chunks(hidden_BTD, options.chunk)
-    kernel_sharding, kernel_dtype = sharding_of(kernel_DV), kernel_DV.dtype
+    gradient, kernel_dtype = gradient_sharding(kernel_DV), kernel_DV.dtype
     kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
 
     def add(carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
@@ -113,13 +114,11 @@ def _loss_forward(
             d_logits *= slope
         d_logits = d_logits.astype(x_BTD.dtype)
         dx = jnp.einsum("BTV,DV->BTD", d_logits, kernel_DV, out_sharding=along_batch(x_BTD, 3))
-        d_kernel = jnp.einsum(
-            "BTD,BTV->DV", x_BTD, d_logits, preferred_element_type=jnp.float32, out_sharding=kernel_sharding
-        )
+        d_kernel = jnp.einsum("BTD,BTV->DV", x_BTD, d_logits, preferred_element_type=jnp.float32, out_sharding=gradient)
         return (carry[0] + total, carry[1] + nll, carry[2] + d_kernel), dx
 
     zero = jnp.zeros((), jnp.float32)
-    start = (zero, zero, jnp.zeros_like(kernel_DV, dtype=jnp.float32))
+    start = (zero, zero, jax.lax.full(kernel_DV.shape, 0, jnp.float32, sharding=gradient))
     xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
     (total, nll, d_kernel), dx = jax.lax.scan(add, start, xs)
     dx_BTD = rearrange(dx, "C B T D -> B (C T) D")[:, : hidden_BTD.shape[1]]
@@ -131,7 +130,13 @@ def _loss_backward(
 ) -> tuple[jax.Array | None, ...]:
     dx_BTD, d_kernel = saved
     scale = cotangents[0]
-    return dx_BTD * scale.astype(dx_BTD.dtype), d_kernel * scale.astype(d_kernel.dtype), None, None
+    return dx_BTD * scale.astype(dx_BTD.dtype), d_kernel * _beside(d_kernel, scale), None, None
+
+
+def _beside(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """`scale` in the type, and with the promises, that a factor of `x` must have where `x` is not summed yet."""
+    scale, sharding = scale.astype(x.dtype), sharding_of(x)
+    return scale if sharding is None else jax.sharding.reshard(scale, P(reduced=sharding.spec.unreduced))
 
 
 _loss.defvjp(_loss_forward, _loss_backward)

@@ -55,7 +55,7 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> State:
     Under explicit axes zeros made like a parameter are cut like it, so that the optimizer's state follows.
     """
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda key: _create(config, key), jax.random.key(0))
+        shapes = jax.eval_shape(lambda: _create(config, jax.random.key(config.seed)))
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = P() if x.sharding is None else x.sharding.spec

@@ -49,7 +49,6 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
     """
     model, optimizer = make_model(config), run_optimizer(config)
     rate = learning_rate(config.optimizer, config.train.steps)
-    root = jax.random.key(config.seed)
 
     def loss(params: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         dropout_key = key if config.model.dropout > 0 else None
@@ -75,7 +74,8 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
         return jax.lax.scan(add, start, (parts, jnp.arange(config.train.accumulate)))[0]
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        grads, weight, nll = gradients(state.params, batch, named_key(root, "dropout", state.step))
+        key = named_key(jax.random.key(config.seed), "dropout", state.step)
+        grads, weight, nll = gradients(state.params, batch, key)
         weight = jnp.maximum(weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
         with jax.named_scope("optimizer"):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -42,8 +43,21 @@ def test_gather_undoes_the_fsdp_cut_alone_and_scatters_its_gradient():
         def use(kernel):
             layer = gather("layers", {"attention": {"query": {"kernel": kernel[0]}}})
             whole = layer["attention"]["query"]["kernel"]
-            assert jax.typeof(whole).sharding.spec == P(None, "tensor", None)
-            return jnp.sum(whole)
+            assert jax.typeof(whole).sharding.spec == P(None, "tensor", None, reduced={"data", "fsdp"})
+            assert jax.typeof(gather("layers", layer)["attention"]["query"]["kernel"]) == jax.typeof(whole)
+            rows = jax.sharding.reshard(jnp.ones((8, 256)), P(("data", "fsdp"), None))
+            return jnp.sum(jnp.einsum("BD,DNH->BNH", rows, whole))
 
         gradient = jax.jit(jax.grad(use))(kernel)
     assert gradient.sharding.spec == kernel.sharding.spec
+    np.testing.assert_array_equal(
+        gradient, np.where(np.arange(6)[:, None, None, None] == 0, 8.0, np.zeros((6, 256, 4, 64)))
+    )
+
+
+def test_vectors_are_not_cut_along_fsdp():
+    specs = flatten(param_specs(TABLE))
+    assert specs["layers/attention_norm/scale"] == P(None, None)
+    assert specs["layers/attention/output/bias"] == P(None, None)
+    assert specs["layers/attention/query/bias"] == P(None, "tensor", None)
+    assert specs["final_norm/scale"] == P(None)

@@ -1,0 +1,135 @@
+"""Collectives of compiled programs against what was asked for, and of the training step against theory."""
+
+import dataclasses
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig
+from jaxllm.models.table import decoder_table
+from jaxllm.planning.program import Collective, collectives
+from jaxllm.sharding.mesh import make_mesh
+from jaxllm.sharding.rules import BATCH
+from jaxllm.train.state import abstract_state
+from jaxllm.train.step import make_step
+
+MODEL = TransformerConfig(
+    vocab_size=64, width=32, layers=4, heads=8, kv_heads=4, head_dim=8, ffn=48, max_positions=64, tied_embeddings=False
+)
+CONFIG = RunConfig(
+    model=MODEL, data=DataConfig(sequence_length=32), train=TrainConfig(steps=20, batch_size=8, loss_chunk=64)
+)
+SCALARS = 128
+"""Bytes that the sums of losses and weights, and the norm of each gradient, may take."""
+
+
+def test_each_kind_is_counted_with_its_bytes_and_its_loops():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+
+    def local(x):
+        def body(x, _):
+            whole = jax.lax.all_gather(x, "fsdp", axis=0, tiled=True)
+            part = jax.lax.psum_scatter(whole, "fsdp", scatter_dimension=0, tiled=True)
+            return jnp.sin(part), None
+
+        x, _ = jax.lax.scan(body, x, None, length=7)
+        x = jax.lax.all_to_all(x, "fsdp", 1, 0, tiled=True)
+        return jax.lax.psum(x, ("data", "fsdp"))
+
+    x = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", None)))
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.shard_map(local, out_specs=P(), check_vma=False)).lower(x).compile().as_text()
+    found = {(c.kind, c.devices): (c.count, c.bytes) for c in collectives(program)}
+    assert found[("all-gather", 4)] == (7, 64 * 16 * 4)
+    assert found[("reduce-scatter", 4)] == (7, 64 * 16 * 4)
+    assert found[("all-reduce", 8)] == (1, 16 * 16 * 4)
+    assert found[("all-to-all", 4)] == (1, 16 * 16 * 4)
+
+
+@pytest.mark.parametrize(("kind", "traffic"), [("all-gather", 1500), ("reduce-scatter", 1500), ("all-reduce", 3000)])
+def test_the_traffic_of_a_ring(kind, traffic):
+    assert Collective(kind, bytes=1000, devices=4, count=2, source="").traffic == traffic
+
+
+def test_a_loop_without_a_trip_count_is_read_from_its_condition_and_an_unknown_one_refused():
+    program = """HloModule m, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %all-reduce.1 = (f32[8]{0:T(8,128)}, bf16[4,2]{1,0}) all-reduce(%x, %y), replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+%condition.1 (p: (s32[], f32[8])) -> pred[] {
+  %constant.5 = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %constant.5), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %while.1 = (s32[], f32[8]) while(%t), condition=%condition.1, body=%body.1
+}
+"""
+    assert collectives(program) == [Collective("all-reduce", bytes=48, devices=4, count=12, source="")]
+    with pytest.raises(ValueError, match="a loop whose trip count is not known: %while"):
+        collectives(program.replace("direction=LT", "direction=NE"))
+
+
+def step(config: RunConfig, mesh: Mesh) -> list[Collective]:
+    """The collectives of a training step."""
+    shape, sharding = (8, config.data.sequence_length), NamedSharding(mesh, BATCH)
+    batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in ("tokens", "targets")}
+    batch |= {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in ("segments", "positions")}
+    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    return collectives(make_step(config, mesh).lower(abstract_state(config, mesh), batch).compile().as_text())
+
+
+def step_bytes(config: RunConfig, **sizes: int) -> dict[str, int]:
+    """Bytes of each kind of collective in a training step on 8 devices."""
+    total: Counter[str] = Counter()
+    for collective in step(config, make_mesh(MeshConfig(**sizes))):
+        total[f"{collective.kind} of {collective.devices}"] += collective.count * collective.bytes
+    return dict(total)
+
+
+def sizes_of(model: TransformerConfig) -> tuple[int, int, int]:
+    """Bytes of the blocks' matrices, of embedding and head, and of the vectors."""
+    table = decoder_table(model)
+    ends = sum(leaf.size for path, leaf in table.items() if path.startswith(("embedding", "head")))
+    blocks = sum(leaf.size for path, leaf in table.items() if leaf.is_matrix and path.startswith("layers"))
+    return 4 * blocks, 4 * ends, 4 * (sum(leaf.size for leaf in table.values()) - blocks - ends)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_fsdp_gathers_each_layer_twice_and_scatters_each_gradient_once(tied):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, tied_embeddings=tied))
+    blocks, ends, vectors = sizes_of(config.model)
+    found = step_bytes(config, data=1, fsdp=8)
+    assert found.keys() == {"all-gather of 8", "reduce-scatter of 8", "all-reduce of 8"}
+    assert found["all-gather of 8"] == 2 * blocks + ends
+    assert found["reduce-scatter of 8"] == blocks + ends
+    assert vectors <= found["all-reduce of 8"] <= vectors + SCALARS
+
+
+def test_data_parallelism_sums_each_gradient_once_and_does_nothing_else():
+    found = step_bytes(CONFIG, data=8)
+    assert found.keys() == {"all-reduce of 8"}
+    assert sum(sizes_of(MODEL)) <= found["all-reduce of 8"] <= sum(sizes_of(MODEL)) + SCALARS
+
+
+def test_replicas_of_sharded_groups_sum_between_them_what_each_device_holds():
+    blocks, ends, vectors = sizes_of(MODEL)
+    found = step_bytes(CONFIG, data=2, fsdp=4)
+    assert found["all-gather of 4"] == 2 * blocks + ends
+    assert found["reduce-scatter of 4"] == blocks + ends
+    assert found["all-reduce of 2"] == (blocks + ends) // 4
+    assert vectors <= found["all-reduce of 8"] <= vectors + SCALARS
+
+
+def test_one_device_sends_nothing():
+    assert step(CONFIG, make_mesh(MeshConfig(), jax.devices()[:1])) == []
