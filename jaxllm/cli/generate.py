@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 from jaxllm.generation.config import SamplingConfig
 
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
     from jaxllm.train.checkpoint import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
-    folder = Path(command.run).expanduser()
+    folder = user_path(command.run)
     config, params, info = load_run_params(folder, command.step, command.ema)
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)

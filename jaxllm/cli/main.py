@@ -8,9 +8,9 @@ import errno
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
 
 from jaxllm import __version__
+from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
 COMMANDS = {
@@ -106,7 +106,7 @@ def set_environment() -> None:
     cannot be made is not used. The native libraries tell of errors only.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    folder = Path(os.environ.get("JAXLLM_CACHE", "~/.cache/jaxllm")).expanduser() / "xla"
+    folder = user_path(os.environ.get("JAXLLM_CACHE", "~/.cache/jaxllm")) / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 import jaxllm.config
+from jaxllm.common.paths import user_path
 from jaxllm.config import RunConfig, UserError, expected, read_dict, to_dict
 from jaxllm.train.run_folder import run_folder, saved_config, saved_tokenizer
 from jaxllm.validation import problems, refuse
@@ -127,7 +128,7 @@ def _base(argv: Sequence[str], prog: str) -> tuple[RunConfig, dict[str, str]]:
     """The configuration before it is overridden; and what is wrong with the types of a recipe's, by field."""
     if not argv or argv[0].startswith("-"):
         raise UserError(f"{prog} takes a recipe or a run folder first, then options; there are {_nearest('', 9)}")
-    path = Path(argv[0]).expanduser()
+    path = user_path(argv[0])
     if path.is_dir():
         return saved_config(path), {}
     if not path.exists():

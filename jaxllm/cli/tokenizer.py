@@ -2,13 +2,13 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxllm.common.paths import user_path
 from jaxllm.config import TokenizerConfig, UserError
 from jaxllm.validation import RANGES
 
@@ -54,7 +54,7 @@ def run(argv: list[str]) -> int:
         name = field.rpartition(".")[2]
         if not RANGES[field].holds(value := getattr(command, name)):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be {RANGES[field]}")
-    out = Path(command.out).expanduser()
+    out = user_path(command.out)
     if out.suffix != ".model":
         raise UserError(f"--out '{command.out}': the name of a SentencePiece model ends in '.model'")
     if not (out.parent.is_dir() and os.access(out.parent, os.W_OK | os.X_OK)):

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
 FORMAT = 3
@@ -33,8 +34,8 @@ DAY = 86_400
 def cache_root(cache_dir: str | None) -> Path:
     """`cache_dir`, or `data` under $JAXLLM_CACHE, or `~/.cache/jaxllm/data`."""
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    return Path(os.environ.get("JAXLLM_CACHE", "~/.cache/jaxllm")).expanduser() / "data"
+        return user_path(cache_dir)
+    return user_path(os.environ.get("JAXLLM_CACHE", "~/.cache/jaxllm")) / "data"
 
 
 def key_of(parts: Any) -> str:

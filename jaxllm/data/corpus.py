@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from jaxllm.common.paths import user_path
 from jaxllm.config import DataConfig, TokenizerConfig, UserError, to_dict
 from jaxllm.data.cache import build_once, cache_root, key_of
 from jaxllm.data.document import Document, Source
@@ -125,7 +126,7 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
         build_once(folder, fill_tokenizer)
         tokenizer_path = folder / "tokenizer.model"
     else:
-        tokenizer_path = Path(tokenizer.path).expanduser()
+        tokenizer_path = user_path(tokenizer.path)
     loaded = load_tokenizer(tokenizer_path)
 
     key = key_of([text_key, loaded.fingerprint])

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 from jaxllm.data.cache import file_hashes, key_of
 from jaxllm.data.document import Document, checked_text
@@ -53,7 +54,7 @@ def find_files(kind: str, path: str) -> list[File]:
     Raises:
         UserError: there is none, with what to look for.
     """
-    target = Path(path).expanduser()
+    target = user_path(path)
     if target.is_file():
         return [(_clean(target.name), target)]
     if target.is_dir():

@@ -10,6 +10,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
 SPACE = "\u2581"
@@ -63,7 +64,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: the file is missing, is of another kind, is damaged, or has no end-of-document token.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix not in (".model", ".json"):
         raise UserError(
             f"tokenizer '{path}': expected a SentencePiece '.model' or a Hugging Face 'tokenizer.json' file"

@@ -154,7 +154,7 @@ class Generator:
         Raises:
             UserError: a setting out of its range, or a prompt that is too long.
         """
-        self.check(prompts, max_new_tokens, stop)
+        _check_stop(stop)
         ids = self._ids(prompts)
         began = time.perf_counter()
         steps = self.tokens(ids, max_new_tokens, sampling, seeds)
@@ -183,8 +183,7 @@ class Generator:
         Raises:
             UserError: a stop string without a character, no room for a new token, or a prompt that is too long.
         """
-        if "" in stop:
-            raise UserError("stop: a stop string has at least one character")
+        _check_stop(stop)
         self._check(self._ids(prompts), max_new_tokens)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -253,6 +252,11 @@ class Generator:
                     f"prompt {i} has token {max(row)}, but the model's vocabulary has {size}; "
                     "the tokenizer is not its own"
                 )
+
+
+def _check_stop(stop: Sequence[str]) -> None:
+    if "" in stop:
+        raise UserError("stop: a stop string has at least one character")
 
 
 def _padded(prompts: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray]:

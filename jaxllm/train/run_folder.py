@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from jaxllm.common.paths import user_path
 from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
 
 HARMLESS = re.compile(
@@ -26,7 +27,7 @@ only the text at its end counts, which has a hash of its own.)"""
 
 def run_folder(config: RunConfig) -> Path:
     """Where a run lives: `output`, or `runs/<name>`."""
-    return Path(config.output).expanduser() if config.output else Path("runs", config.name)
+    return user_path(config.output) if config.output else Path("runs", config.name)
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -73,7 +74,7 @@ def absolute(config: RunConfig) -> RunConfig:
     """`config`, with paths that lead to the same files from any working directory."""
 
     def whole(path: str | None) -> str | None:
-        return path and os.path.realpath(os.path.expanduser(path))
+        return path and str(user_path(path).resolve())
 
     data, tokenizer = config.data, config.tokenizer
     sources = tuple(s if s.kind == "tfds" else replace(s, path=whole(s.path)) for s in data.sources)
