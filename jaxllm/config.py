@@ -22,6 +22,9 @@ class UserError(ValueError):
 GATED = frozenset({"swiglu", "geglu"})
 """The MLPs with a second projection, multiplied onto the activated one."""
 
+AXES = ("data", "fsdp", "tensor")
+"""Of the mesh, outermost first; fields of `MeshConfig`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -166,14 +169,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 fills with what is left."""
+    """Devices along each mesh axis, of which -1 fills one with what is left; and what is cut along them."""
 
     data: int = -1
     """Replicas: each holds all parameters and its share of the batch."""
     fsdp: int = 1
-    """Parameters, gradients and optimizer state are cut along this axis, and the batch too."""
+    """The batch is cut along this axis, and as `zero_stage` says optimizer state, gradients and parameters."""
     tensor: int = 1
     """Heads, FFN and vocabulary are cut along this axis."""
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """Cut along `fsdp`: nothing (0, DDP), optimizer state (1), also gradients (2), also parameters (3, FSDP)."""
 
 
 @dataclass(frozen=True, kw_only=True)

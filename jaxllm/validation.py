@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxllm.config import (
+    AXES,
     DataConfig,
     OptimizerConfig,
     RunConfig,
@@ -209,7 +210,7 @@ def _between_parts(config: RunConfig) -> Iterator[str]:
 
 def _mesh(config: RunConfig, devices: int | None) -> Iterator[str]:
     """The mesh by itself, then what it cuts. A -1 counts as 1 where the number of devices is not known."""
-    sizes: dict[str, int] = to_dict(config.mesh)
+    sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
     asked = "mesh is " + " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     for axis, size in sizes.items():
         if size != -1 and size < 1:

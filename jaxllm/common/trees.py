@@ -15,9 +15,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+def map_with_path(
+    fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> Tree:
     """`jax.tree.map`, with each leaf's path as the first argument."""
-    return jax.tree_util.tree_map_with_path(lambda path, *xs: fn(path_name(path), *xs), tree, *rest)
+    return jax.tree_util.tree_map_with_path(lambda path, *xs: fn(path_name(path), *xs), tree, *rest, is_leaf=is_leaf)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:

@@ -96,7 +96,10 @@ def forward(
     cache: Cache | None = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """What `model.apply({"params": params}, ...)` does, for parameters whose layers may also be `per_layer`."""
+    """What `model.apply({"params": params}, ...)` does, for leaves of any kind that `at_use` makes arrays of.
+
+    Of layers that are `per_layer` too.
+    """
     config = model.config
     if positions_BT is None:
         start = jnp.zeros_like(tokens_BT[:, :1]) if cache is None else cache.length[:, None]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from jaxllm.common.trees import Tree
-from jaxllm.models.decoder import Decoder, head_kernel
+from jaxllm.models.decoder import Decoder, forward, head_kernel
 from jaxllm.objectives.cross_entropy import cross_entropy
 
 
@@ -26,8 +26,8 @@ def causal_lm_loss(
     owner = "embedding" if model.config.tied_embeddings else "head"
     # Gathered once, for the lookup too where it is tied, so that its gradient is scattered once.
     params = {**params, owner: model.at_use(owner, params[owner])}
-    hidden_BTD, _ = model.apply(
-        {"params": params}, batch["tokens"], batch["positions"], batch["segments"], dropout_key=dropout_key
+    hidden_BTD, _ = forward(
+        model, params, batch["tokens"], batch["positions"], batch["segments"], dropout_key=dropout_key
     )
     head = head_kernel(params, model.config)
     with jax.named_scope("loss"):

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
-from jaxllm.config import MeshConfig, UserError
-
-AXES = ("data", "fsdp", "tensor")
+from jaxllm.config import AXES, MeshConfig, UserError
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

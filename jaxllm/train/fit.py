@@ -8,7 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from jaxllm.config import RunConfig, UserError
-from jaxllm.models.summary import memory
+from jaxllm.models.summary import Memory, memory
 
 
 def check_fits(config: RunConfig, mesh: Mesh) -> None:
@@ -19,19 +19,28 @@ def check_fits(config: RunConfig, mesh: Mesh) -> None:
     Raises:
         UserError: with what is needed and what there is.
     """
-    together = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None).total
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    needed, available, where = together / parts, _device_memory(mesh), "each device"
+    needed, available, where = _held(config, mesh), _device_memory(mesh), "each device"
     remedy = " or cut it over more devices with mesh.fsdp"
+    if config.mesh.zero_stage < 3:
+        remedy += f" (with mesh.zero_stage = {config.mesh.zero_stage} not all of it is cut)"
     if mesh.devices.flat[0].platform == "cpu":  # whose devices share the machine's memory: only replicas cost more
-        remedy = remedy if mesh.shape["data"] > 1 else ""
+        whole = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None).total
         needed, available, where = needed * len(mesh.local_devices), _machine_memory(), "this machine"
+        remedy = remedy if needed > whole else ""
     if available is not None and needed > available:
         raise UserError(
             f"the model does not fit: its parameters, gradients and {config.optimizer.kind} state need "
             f"{needed / 2**30:,.1f} GiB and {where} has {available / 2**30:,.1f} GiB; make the model smaller (`jaxllm "
             f"model` counts its parts){remedy}"
         )
+
+
+def _held(config: RunConfig, mesh: Mesh) -> float:
+    """Bytes of parameters, gradients and optimizer state on each device."""
+    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    cut = (stage <= config.mesh.zero_stage for stage in Memory(parameters=3, gradients=2, optimizer=1, ema=1))
+    held = sum(part / (mesh.shape["fsdp"] if is_cut else 1) for part, is_cut in zip(parts, cut, strict=True))
+    return held / mesh.shape["tensor"]
 
 
 def _device_memory(mesh: Mesh) -> int | None:

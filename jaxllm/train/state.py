@@ -13,19 +13,19 @@ from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
 from jaxllm.models.decoder import initial
 from jaxllm.models.table import decoder_table
-from jaxllm.sharding.rules import param_specs
+from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.optimizer import make_optimizer
 
 
 class State(NamedTuple):
-    """Everything that a step changes and a checkpoint holds."""
+    """Everything that a step changes and a checkpoint holds, cut as the run's ZeRO stage says (`sharding/zero.py`)."""
 
     step: jax.Array
     """Optimizer steps done, skipped ones included; int32."""
     params: Tree
     """Float32."""
     opt_state: Any
-    """optax's, cut like the parameters."""
+    """optax's."""
     ema: Tree | None
     """Moving average of the parameters, or none."""
     skipped: jax.Array
@@ -39,12 +39,13 @@ def run_optimizer(config: RunConfig) -> optax.GradientTransformationExtraArgs:
 
 def _create(config: RunConfig, key: jax.Array) -> State:
     table = decoder_table(config.model)
-    params = jax.sharding.reshard(initial(named_key(key, "params"), table), param_specs(table))
+    stage, params = config.mesh.zero_stage, initial(named_key(key, "params"), table)
+    optimized = jax.sharding.reshard(params, optimizer_specs(table, stage))
     return State(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=run_optimizer(config).init(params),
-        ema=None if config.train.ema_decay is None else jax.tree.map(jnp.copy, params),
+        params=jax.sharding.reshard(params, parameter_specs(table, stage)),
+        opt_state=run_optimizer(config).init(optimized),
+        ema=None if config.train.ema_decay is None else jax.tree.map(jnp.copy, optimized),
         skipped=jnp.zeros((), jnp.int32),
     )
 

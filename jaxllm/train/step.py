@@ -15,7 +15,8 @@ from jaxllm.layers.shards import along_batch
 from jaxllm.models.decoder import Decoder
 from jaxllm.models.table import decoder_table
 from jaxllm.objectives.causal_lm import causal_lm_loss
-from jaxllm.sharding.rules import gather_at_use
+from jaxllm.sharding.gather import gather_at_use
+from jaxllm.sharding.zero import differentiable, model_parameters, optimizer_specs, parameter_specs, summed
 from jaxllm.train.optimizer import learning_rate
 from jaxllm.train.state import State, run_optimizer
 
@@ -47,44 +48,22 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
     and microbatches. Metrics: `loss` (nats a token, without the z-loss), `grad_norm` before clipping,
     `learning_rate`, `tokens` (the sum of weights), `finite` and `skipped`. A skipped step does not move the schedule.
     """
-    model, optimizer = make_model(config), run_optimizer(config)
-    rate = learning_rate(config.optimizer, config.train.steps)
-
-    def loss(params: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        dropout_key = key if config.model.dropout > 0 else None
-        total, weight, metrics = causal_lm_loss(
-            model, params, batch, dropout_key, chunk=config.train.loss_chunk, z_loss=config.train.z_loss
-        )
-        return total, (weight, metrics["nll"])
-
-    def gradients(params: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
-        one = jax.grad(loss, has_aux=True)
-        if config.train.accumulate == 1:
-            grads, (weight, nll) = one(params, batch, key)
-            return grads, weight, nll
-
-        def add(sums: Any, xs: Any) -> tuple[Any, None]:
-            part, index = xs
-            grads, aux = one(params, part, named_key(key, index))
-            return jax.tree.map(jnp.add, sums, (grads, *aux)), None
-
-        zero = jnp.zeros((), jnp.float32)
-        parts = jax.tree.map(lambda x: _microbatches(x, config.train.accumulate), dict(batch))
-        start = (jax.tree.map(jnp.zeros_like, params), zero, zero)
-        return jax.lax.scan(add, start, (parts, jnp.arange(config.train.accumulate)))[0]
+    optimizer, rate = run_optimizer(config), learning_rate(config.optimizer, config.train.steps)
+    table, stage = decoder_table(config.model), config.mesh.zero_stage
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key = named_key(jax.random.key(config.seed), "dropout", state.step)
-        grads, weight, nll = gradients(state.params, batch, key)
+        grads, weight, nll = accumulated(config, state, batch)
         weight = jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage))
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            params = jax.sharding.reshard(state.params, optimizer_specs(table, stage))
+            updates, opt_state = optimizer.update(grads, state.opt_state, params)
+            params = optax.apply_updates(params, updates)
             ema = None
             if config.train.ema_decay is not None:
                 ema = optax.incremental_update(params, state.ema, 1.0 - config.train.ema_decay)
+            params = jax.sharding.reshard(params, parameter_specs(table, stage))
         finite = jnp.isfinite(nll) & jnp.isfinite(norm)
         new = State(state.step + 1, params, opt_state, ema, state.skipped)
         if config.train.skip_nonfinite:
@@ -101,6 +80,41 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
         return new, metrics
 
     return _under(mesh, jax.jit(step, donate_argnums=0))
+
+
+def accumulated(config: RunConfig, state: State, batch: Batch) -> tuple[Tree, jax.Array, jax.Array]:
+    """Gradients of the loss summed over the tokens of the batch, cut as they are kept from one microbatch to the next.
+
+    Also the sum of weights, and the loss without the z-loss.
+    """
+    model, table, stage = make_model(config), decoder_table(config.model), config.mesh.zero_stage
+    parts = config.train.accumulate
+    key = named_key(jax.random.key(config.seed), "dropout", state.step)
+
+    def loss(params: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        params = model_parameters(params, state.params, stage)
+        dropout_key = key if config.model.dropout > 0 else None
+        total, weight, metrics = causal_lm_loss(
+            model, params, batch, dropout_key, chunk=config.train.loss_chunk, z_loss=config.train.z_loss
+        )
+        return total, (weight, metrics["nll"])
+
+    def one(batch: Batch, key: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
+        params = differentiable(state.params, table, stage, parts)
+        grads, (weight, nll) = jax.grad(loss, has_aux=True)(params, batch, key)
+        return grads, weight, nll
+
+    if parts == 1:
+        return one(batch, key)
+
+    def add(sums: Any, xs: Any) -> tuple[Any, None]:
+        part, index = xs
+        return jax.tree.map(jnp.add, sums, one(part, named_key(key, index))), None
+
+    microbatches = jax.tree.map(lambda x: _microbatches(x, parts), dict(batch))
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], microbatches), key)
+    zeros = jax.tree.map(lambda x: jax.lax.full(x.shape, 0, x.dtype, sharding=x.sharding), shapes)
+    return jax.lax.scan(add, zeros, (microbatches, jnp.arange(parts)))[0]
 
 
 def _microbatches(x: jax.Array, parts: int) -> jax.Array:

@@ -82,17 +82,21 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def step(config: RunConfig, mesh: Mesh) -> list[Collective]:
     """The collectives of a training step."""
-    shape, sharding = (8, config.data.sequence_length), NamedSharding(mesh, BATCH)
+    shape, sharding = (config.train.batch_size, config.data.sequence_length), NamedSharding(mesh, BATCH)
     batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in ("tokens", "targets")}
     batch |= {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in ("segments", "positions")}
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
     return collectives(make_step(config, mesh).lower(abstract_state(config, mesh), batch).compile().as_text())
 
 
-def step_bytes(config: RunConfig, **sizes: int) -> dict[str, int]:
-    """Bytes of each kind of collective in a training step on 8 devices."""
+def step_bytes(
+    sizes: dict[str, int], stage: int = 3, parts: int = 1, model: TransformerConfig = MODEL
+) -> dict[str, int]:
+    """Bytes of each kind of collective in a training step on 8 devices; of those over all of them, less `SCALARS`."""
+    train = dataclasses.replace(CONFIG.train, batch_size=8 * parts, accumulate=parts)
+    mesh = MeshConfig(**sizes, zero_stage=stage)
     total: Counter[str] = Counter()
-    for collective in step(config, make_mesh(MeshConfig(**sizes))):
+    for collective in step(dataclasses.replace(CONFIG, model=model, mesh=mesh, train=train), make_mesh(mesh)):
         total[f"{collective.kind} of {collective.devices}"] += collective.count * collective.bytes
     return dict(total)
 
@@ -106,29 +110,56 @@ def sizes_of(model: TransformerConfig) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_fsdp_gathers_each_layer_twice_and_scatters_each_gradient_once(tied):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, tied_embeddings=tied))
-    blocks, ends, vectors = sizes_of(config.model)
-    found = step_bytes(config, data=1, fsdp=8)
+def test_stage_3_gathers_each_layer_twice_and_scatters_each_gradient_once(tied):
+    model = dataclasses.replace(MODEL, tied_embeddings=tied)
+    blocks, ends, vectors = sizes_of(model)
+    found = step_bytes({"data": 1, "fsdp": 8}, model=model)
     assert found.keys() == {"all-gather of 8", "reduce-scatter of 8", "all-reduce of 8"}
     assert found["all-gather of 8"] == 2 * blocks + ends
     assert found["reduce-scatter of 8"] == blocks + ends
     assert vectors <= found["all-reduce of 8"] <= vectors + SCALARS
 
 
-def test_data_parallelism_sums_each_gradient_once_and_does_nothing_else():
-    found = step_bytes(CONFIG, data=8)
+@pytest.mark.parametrize(("sizes", "stage"), [({"data": 8}, 3), ({"data": 1, "fsdp": 8}, 0)], ids=str)
+def test_data_parallelism_sums_each_gradient_once_and_does_nothing_else(sizes, stage):
+    found = step_bytes(sizes, stage)
     assert found.keys() == {"all-reduce of 8"}
     assert sum(sizes_of(MODEL)) <= found["all-reduce of 8"] <= sum(sizes_of(MODEL)) + SCALARS
 
 
-def test_replicas_of_sharded_groups_sum_between_them_what_each_device_holds():
+@pytest.mark.parametrize("stage", [1, 2])
+def test_stages_1_and_2_scatter_each_gradient_once_and_gather_each_parameter_once(stage):
     blocks, ends, vectors = sizes_of(MODEL)
-    found = step_bytes(CONFIG, data=2, fsdp=4)
-    assert found["all-gather of 4"] == 2 * blocks + ends
+    found = step_bytes({"data": 1, "fsdp": 8}, stage)
+    assert found.keys() == {"all-gather of 8", "reduce-scatter of 8", "all-reduce of 8"}
+    assert found["all-gather of 8"] == found["reduce-scatter of 8"] == blocks + ends
+    assert vectors <= found["all-reduce of 8"] <= vectors + SCALARS
+
+
+@pytest.mark.parametrize(("stage", "gathered"), [(1, (1, 1)), (2, (1, 1)), (3, (2, 1))])
+def test_replicas_of_sharded_groups_sum_between_them_what_each_device_holds(stage, gathered):
+    blocks, ends, vectors = sizes_of(MODEL)
+    found = step_bytes({"data": 2, "fsdp": 4}, stage)
+    assert found["all-gather of 4"] == gathered[0] * blocks + gathered[1] * ends
     assert found["reduce-scatter of 4"] == blocks + ends
     assert found["all-reduce of 2"] == (blocks + ends) // 4
     assert vectors <= found["all-reduce of 8"] <= vectors + SCALARS
+
+
+@pytest.mark.parametrize(("stage", "scattered"), [(1, 1), (2, 3), (3, 3)])
+def test_microbatches_sum_between_replicas_once_and_scatter_once_where_gradients_are_kept_whole(stage, scattered):
+    blocks, ends, vectors = sizes_of(MODEL)
+    found = step_bytes({"data": 2, "fsdp": 4}, stage, parts=3)
+    assert found["reduce-scatter of 4"] == scattered * (blocks + ends)
+    assert found["all-reduce of 2"] == (blocks + ends) // 4
+    assert found["all-reduce of 8"] <= 3 * (vectors + SCALARS)
+
+
+def test_microbatches_of_whole_gradients_are_summed_once():
+    blocks, ends, vectors = sizes_of(MODEL)
+    found = step_bytes({"data": 2, "fsdp": 4}, stage=0, parts=3)
+    assert found.keys() == {"all-reduce of 8"}
+    assert blocks + ends + 3 * vectors <= found["all-reduce of 8"] <= blocks + ends + 3 * (vectors + SCALARS)
 
 
 def test_one_device_sends_nothing():

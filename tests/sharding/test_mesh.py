@@ -4,8 +4,8 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from jaxllm.config import MeshConfig, UserError
-from jaxllm.sharding.mesh import AXES, make_mesh
+from jaxllm.config import AXES, MeshConfig, UserError
+from jaxllm.sharding.mesh import make_mesh
 
 
 def test_minus_one_fills_with_what_is_left():

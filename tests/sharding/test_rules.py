@@ -9,8 +9,9 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, TransformerConfig
 from jaxllm.models.table import decoder_table
+from jaxllm.sharding.gather import gather_at_use
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import gather_at_use, param_specs, spec
+from jaxllm.sharding.rules import param_specs, spec
 
 TABLE = decoder_table(TransformerConfig(tied_embeddings=False, qk_norm=True, attention_bias=True))
 

@@ -32,6 +32,17 @@ def test_replicas_count_each_and_shards_once(monkeypatch):
         check(data=8)
 
 
+def test_a_lower_stage_needs_room_for_what_it_does_not_cut(monkeypatch):
+    monkeypatch.setattr(fit, "_machine_memory", lambda: 3 * STATE)
+    for stage, fits in ((0, False), (1, False), (2, True), (3, True)):  # 8, 4.5, 2.75 and 1 times the state
+        config = replace(RUN, mesh=MeshConfig(data=1, fsdp=8, zero_stage=stage))
+        if fits:
+            fit.check_fits(config, make_mesh(config.mesh))
+        else:
+            with pytest.raises(UserError, match=rf"mesh\.fsdp \(with mesh\.zero_stage = {stage} not all of it is cut"):
+                fit.check_fits(config, make_mesh(config.mesh))
+
+
 def test_the_average_counts(monkeypatch):
     monkeypatch.setattr(fit, "_machine_memory", lambda: STATE)
     check(fsdp=8, data=1)

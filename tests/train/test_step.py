@@ -6,16 +6,18 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, TransformerConfig
+from jaxllm.models.summary import count_parameters
 from jaxllm.models.table import decoder_table
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH, param_specs
 from jaxllm.train.state import abstract_state, initial_state
-from jaxllm.train.step import make_step
+from jaxllm.train.step import accumulated, make_step
 
-MODEL = TransformerConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, max_positions=64)
+MODEL = TransformerConfig(vocab_size=64, width=32, layers=2, heads=8, kv_heads=4, head_dim=8, ffn=48, max_positions=64)
 CONFIG = RunConfig(
     model=MODEL,
     optimizer=OptimizerConfig(learning_rate=1e-2, schedule=ScheduleConfig(warmup_steps=2)),
@@ -38,7 +40,8 @@ def batch(seed=0, bad=False):
 
 
 def run(config, sizes=None, devices=1, steps=20, bad_at=()):
-    mesh = make_mesh(MeshConfig(**(sizes or {})), jax.devices()[:devices])
+    config = dataclasses.replace(config, mesh=MeshConfig(**(sizes or {})))
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
     state, step = initial_state(config, mesh), make_step(config, mesh)
     history = []
     for k in range(steps):
@@ -57,22 +60,29 @@ def losses(history):
     return np.array([m["loss"] for m in history])
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
-    ids=str,
-)
-def test_any_mesh_gives_the_losses_and_parameters_of_one_device(one_device, sizes):
-    state, history = run(CONFIG, sizes, devices=8)
+MESHES = [
+    {"data": 8},
+    *({"data": 1, "fsdp": 8, "zero_stage": stage} for stage in range(4)),
+    *({"data": 2, "fsdp": 4, "zero_stage": stage} for stage in (1, 2, 3)),
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"data": 1, "fsdp": 2, "tensor": 4, "zero_stage": 2},
+]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_any_mesh_and_stage_gives_the_losses_and_parameters_of_one_device(one_device, mesh):
+    state, history = run(CONFIG, mesh, devices=8)
     np.testing.assert_allclose(losses(history), losses(one_device[1]), atol=1e-5)
     for path, leaf in flatten(state.params).items():
         np.testing.assert_allclose(leaf, flatten(one_device[0].params)[path], atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize(("sizes", "devices"), [({}, 1), ({"data": 2}, 2)])
-def test_microbatches_give_the_losses_of_the_whole_batch(one_device, sizes, devices):
-    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=4))
-    _, history = run(config, sizes, devices)
+@pytest.mark.parametrize(
+    "mesh", [{}, {"data": 2}, *({"data": 2, "fsdp": 1 if stage == 3 else 2, "zero_stage": stage} for stage in range(4))]
+)
+def test_microbatches_give_the_losses_of_the_whole_batch(one_device, mesh):
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=2))
+    _, history = run(config, mesh, mesh.get("data", 1) * mesh.get("fsdp", 1))
     np.testing.assert_allclose(losses(history), losses(one_device[1]), atol=1e-5)
 
 
@@ -95,17 +105,43 @@ def test_loss_falls_on_one_batch_and_starts_at_the_log_of_the_vocabulary():
     assert history[-1] < history[0] - 0.5
 
 
-def test_parameters_and_optimizer_state_are_cut_on_every_leaf():
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    state = initial_state(CONFIG, mesh)
-    specs = flatten(param_specs(decoder_table(MODEL)))
-    moments = {path: leaf for path, leaf in flatten(state.opt_state).items() if leaf.ndim > 0}
-    assert len(moments) == 2 * len(specs)
-    for path, leaf in (flatten(state.params) | moments).items():
-        (name,) = [n for n in specs if path == n or path.endswith("/" + n)]
-        assert leaf.sharding.spec == specs[name], path
-        parts = np.prod([mesh.shape[axis] for axis in specs[name] if axis])
-        assert leaf.addressable_shards[0].data.size * parts == leaf.size, path
+@pytest.mark.parametrize("stage", range(4))
+def test_every_leaf_of_the_state_is_cut_as_the_stage_says_before_and_after_a_step(stage):
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2, "zero_stage": stage}
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, ema_decay=0.9))
+    cut = flatten(param_specs(decoder_table(MODEL)))
+    whole = {path: P(*(None if axis == "fsdp" else axis for axis in spec)) for path, spec in cut.items()}
+    wanted = {"params": cut if stage == 3 else whole, "opt_state": cut if stage >= 1 else whole}
+    wanted["ema"] = wanted["opt_state"]
+    for steps in (0, 1):
+        state, _ = run(config, sizes, devices=8, steps=steps)
+        leaves = {path: leaf for path, leaf in flatten(state).items() if leaf.ndim > 0}
+        assert len(leaves) == 4 * len(cut)
+        for path, leaf in leaves.items():
+            (name,) = [n for n in cut if path.endswith("/" + n)]
+            spec = wanted[path.split("/")[0]][name]
+            assert leaf.sharding.spec == spec, path
+            parts = np.prod([leaf.sharding.mesh.shape[axis] for axis in spec if axis])
+            assert leaf.addressable_shards[0].data.size * parts == leaf.size, path
+
+
+WIDE = dataclasses.replace(MODEL, width=256, kv_heads=8, head_dim=32, ffn=512)
+"""Its vectors, which are never cut, weigh little."""
+
+
+@pytest.mark.parametrize(("stage", "copies"), [(0, (16, 0)), (1, (8, 8)), (2, (4, 12)), (3, (0, 16))])
+def test_each_device_holds_the_bytes_of_the_formula(stage, copies):
+    """`copies`: bytes a parameter on each device, and bytes a parameter that all of them hold together."""
+    config = dataclasses.replace(CONFIG, model=WIDE, mesh=MeshConfig(data=1, fsdp=8, zero_stage=stage))
+    mesh = make_mesh(config.mesh)
+    state = initial_state(config, mesh)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    with jax.set_mesh(mesh):
+        rows = {name: jax.device_put(x, NamedSharding(mesh, BATCH)) for name, x in batch().items()}
+        grads = jax.eval_shape(lambda state, batch: accumulated(config, state, batch)[0], state, rows)
+    held += sum(4 * np.prod(g.sharding.shard_shape(g.shape)) for g in jax.tree.leaves(grads))
+    parameters = count_parameters(config.model)
+    assert held == pytest.approx(copies[0] * parameters + copies[1] * parameters / 8, rel=0.02)
 
 
 def test_abstract_state_has_the_shapes_types_and_cuts_of_the_real_one():

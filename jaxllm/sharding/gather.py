@@ -1,0 +1,80 @@
+"""Parameters whole where they are used, and their gradients summed and cut where they are made.
+
+The sums are written down as reduce-scatters: of a plain `reshard` the partitioner makes an all-reduce and a slice,
+twice the traffic.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.common.trees import Tree, map_with_path
+from jaxllm.models.table import Param
+from jaxllm.sharding.rules import REPLICAS, spec
+
+
+class Slice(NamedTuple):
+    """The slice of a parameter that takes its gradient, where every device holds the whole too (ZeRO stage 2)."""
+
+    cut: jax.Array
+    whole: jax.Array
+
+
+def is_slice(x: Any) -> bool:
+    """Whether `x` is a `Slice`: the leaves of a tree that holds some."""
+    return isinstance(x, Slice)
+
+
+def gather_at_use(table: dict[str, Param]) -> Callable[[str, Tree], Tree]:
+    """The `at_use` of a model whose parameters are cut by `rules.param_specs`, slices or whole.
+
+    Undoes the `fsdp` cut and keeps the `tensor` cut. The gradient of what was cut is scattered again where it is made:
+    summed over `fsdp` by a reduce-scatter, and what is left of it over the other `REPLICAS` by an all-reduce, unless
+    the parameter promises to be the same there (`reduced`). What is whole stays as it is.
+    """
+
+    def gather(group: str, params: Tree) -> Tree:
+        def leaf(path: str, x: jax.Array | Slice) -> jax.Array:
+            cut, whole = x if isinstance(x, Slice) else (x, None)
+            held = jax.typeof(cut).sharding.spec
+            if "fsdp" not in held.partitions:
+                return cut
+            axes = spec(table[f"{group}/{path}"].axes)
+            axes = P(*axes[len(axes) - cut.ndim :])  # inside the scan a leaf of `layers` has lost its leading axis
+            return _whole(axes, held.reduced, cut, whole)
+
+        return map_with_path(leaf, params, is_leaf=is_slice)
+
+    return gather
+
+
+def scattered(axes: P, x: jax.Array, unsummed: frozenset[str] = frozenset()) -> jax.Array:
+    """A sum over `REPLICAS`, of which every device holds a part, cut by `axes`; still a part over `unsummed`."""
+    if "fsdp" in axes and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1:
+        dimension = list(axes).index("fsdp")
+        scatter = functools.partial(jax.lax.psum_scatter, axis_name="fsdp", scatter_dimension=dimension, tiled=True)
+        x = jax.shard_map(scatter, out_specs=P(*axes, unreduced=REPLICAS - {"fsdp"}))(x)
+    return jax.sharding.reshard(x, P(*axes, unreduced=unsummed))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _whole(axes: P, promised: frozenset[str], cut: jax.Array, whole: jax.Array | None) -> jax.Array:
+    """`cut`, whose partition is `axes`, gathered; or its `whole`, which is there already."""
+    gathered = (None if axis == "fsdp" else axis for axis in axes)
+    return jax.sharding.reshard(cut if whole is None else whole, P(*gathered, reduced=REPLICAS))
+
+
+def _whole_forward(
+    axes: P, promised: frozenset[str], cut: jax.Array, whole: jax.Array | None
+) -> tuple[jax.Array, None]:
+    return _whole(axes, promised, cut, whole), None
+
+
+def _whole_backward(axes: P, promised: frozenset[str], _: None, unsummed: jax.Array) -> tuple[jax.Array, None]:
+    return scattered(axes, unsummed, promised), None
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
