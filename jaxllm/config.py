@@ -22,7 +22,7 @@ class UserError(ValueError):
 GATED = frozenset({"swiglu", "geglu"})
 """The MLPs with a second projection, multiplied onto the activated one."""
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 """Of the mesh, outermost first; fields of `MeshConfig`."""
 
 
@@ -177,6 +177,8 @@ class MeshConfig:
     """The batch is cut along this axis, and as `zero_stage` says optimizer state, gradients and parameters."""
     tensor: int = 1
     """Heads, FFN and vocabulary are cut along this axis."""
+    sequence: int = 1
+    """Each row of the batch is cut along this axis, for rows too long for one device (ring attention)."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """Cut along `fsdp`: nothing (0, DDP), optimizer state (1), also gradients (2), also parameters (3, FSDP)."""
 
@@ -193,6 +195,8 @@ class TrainConfig:
     """Microbatches in one optimizer step; divides `batch_size`."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Activations and products; auto is bfloat16 on accelerators and float32 on CPU."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """What computes attention: auto is splash attention on TPU, cuDNN's flash attention on GPU, and XLA elsewhere."""
     remat: Literal["none", "dots", "full"] = "dots"
     """Recompute in the backward pass: nothing; norms and activations (products and attention are saved); all."""
     loss_chunk: int = 512

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxllm.config import (
-    AXES,
     DataConfig,
     OptimizerConfig,
     RunConfig,
@@ -15,6 +14,7 @@ from jaxllm.config import (
     read_dict,
     to_dict,
 )
+from jaxllm.sharding.preflight import is_multiple, mesh_mistakes, multiples, neighbours
 
 
 class Range(NamedTuple):
@@ -92,9 +92,6 @@ RANGES: dict[str, Range] = {
 }
 """Every number of a `RunConfig` but those of the mesh and of the sources, and what it may be."""
 
-CUT_BY = {"vocab_size": "tensor", "heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "width": "fsdp"}
-"""Sizes of the model and the mesh axis that divides each, as `sharding/rules.py` has them."""
-
 
 def refuse(mistakes: Sequence[str]) -> None:
     """Passes a configuration in which no mistake was found.
@@ -126,7 +123,7 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
         *_sources(config.data),
         *_schedule(config.optimizer, config.train.steps),
         *_between_parts(config),
-        *(() if any(field.startswith("mesh.") for field in unread) else _mesh(config, devices)),
+        *(() if any(field.startswith("mesh.") for field in unread) else mesh_mistakes(config, devices)),
     ]
     return [*wrong.values(), *(line for line in found if not silent.search(line))]
 
@@ -146,16 +143,16 @@ def _name(name: str) -> Iterator[str]:
 
 
 def _model(model: TransformerConfig) -> Iterator[str]:
-    if not _is_multiple(model.heads, model.kv_heads):
+    if not is_multiple(model.heads, model.kv_heads):
         fitting = [k for k in range(1, model.heads + 1) if model.heads % k == 0]
         yield (
             f"model.kv_heads = {model.kv_heads}: must divide model.heads = {model.heads}; "
-            f"{_two(fitting, model.kv_heads)} would do"
+            f"{neighbours(fitting, model.kv_heads)} would do"
         )
     if model.positions == "rope" and model.head_dim % 2:
         yield (
             f"model.head_dim = {model.head_dim}: must be even, since RoPE rotates pairs; "
-            f"{_multiples(model.head_dim, 2)} would do"
+            f"{multiples(model.head_dim, 2)} would do"
         )
 
 
@@ -201,68 +198,8 @@ def _between_parts(config: RunConfig) -> Iterator[str]:
             f"model.vocab_size = {model.vocab_size}: must hold the tokenizer; at least "
             f"tokenizer.vocab_size = {tokenizer.vocab_size} would do"
         )
-    if not _is_multiple(train.batch_size, train.accumulate):
+    if not is_multiple(train.batch_size, train.accumulate):
         yield (
             f"train.batch_size = {train.batch_size}: must be a multiple of train.accumulate = "
-            f"{train.accumulate}; {_multiples(train.batch_size, train.accumulate)} would do"
+            f"{train.accumulate}; {multiples(train.batch_size, train.accumulate)} would do"
         )
-
-
-def _mesh(config: RunConfig, devices: int | None) -> Iterator[str]:
-    """The mesh by itself, then what it cuts. A -1 counts as 1 where the number of devices is not known."""
-    sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
-    asked = "mesh is " + " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    for axis, size in sizes.items():
-        if size != -1 and size < 1:
-            yield f"mesh.{axis} = {size}: must be at least 1, or -1 to fill it with what is left"
-    free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1:
-        yield f"{asked}: only one axis may be -1; 1 would do for the others"
-    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
-        return
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if devices is not None and not free and known != devices:
-        yield f"{asked}: makes {known} devices, and there are {devices}; -1 fills one axis with what is left"
-    elif devices is not None and free and devices % known:
-        fitting = [n for n in range(1, devices + 1) if devices % n == 0]
-        yield (
-            f"{asked}: {known} does not divide the {devices} devices there are; "
-            f"{_two(fitting, known)} would do for the other axes together"
-        )
-    else:
-        left = 1 if devices is None else devices // known
-        yield from _cuts(config, {axis: left if size == -1 else size for axis, size in sizes.items()})
-
-
-def _cuts(config: RunConfig, mesh: dict[str, int]) -> Iterator[str]:
-    train, rows = config.train, mesh["data"] * mesh["fsdp"]
-    whole = rows * train.accumulate
-    if _is_multiple(train.batch_size, train.accumulate) and not _is_multiple(train.batch_size, whole):
-        yield (
-            f"train.batch_size = {train.batch_size}: each of the train.accumulate = {train.accumulate} parts "
-            f"must be a multiple of mesh data {mesh['data']} x fsdp {mesh['fsdp']} = {rows} rows; "
-            f"{_multiples(train.batch_size, whole)} would do"
-        )
-    for field, axis in CUT_BY.items():
-        size = getattr(config.model, field)
-        if not _is_multiple(size, mesh[axis]):
-            yield (
-                f"model.{field} = {size}: mesh.{axis} = {mesh[axis]} does not divide it; "
-                f"{_multiples(size, mesh[axis])} would do"
-            )
-
-
-def _is_multiple(size: int, of: int) -> bool:
-    """Whether `of` divides `size`. Sizes that are not positive are told of by `_out_of_range`."""
-    return size < 1 or of < 1 or size % of == 0
-
-
-def _multiples(size: int, of: int) -> str:
-    below = size // of * of
-    return f"{below} or {below + of}" if below else str(of)
-
-
-def _two(fitting: list[int], value: int) -> str:
-    """The neighbours of `value` among the `fitting`."""
-    below, above = [n for n in fitting if n < value], [n for n in fitting if n > value]
-    return " or ".join(map(str, below[-1:] + above[:1]))

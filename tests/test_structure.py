@@ -18,7 +18,7 @@ FILES = {str(path.relative_to(ROOT)): path for path in sorted(PACKAGE.rglob("*.p
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "jaxllm", "configs", "launch", "tests", "tools"}
 
 ORDER = [
-    *("config", "validation", "common", "quantization", "layers", "models", "sharding", "peft", "interop", "data"),
+    *("config", "common", "quantization", "layers", "models", "sharding", "validation", "peft", "interop", "data"),
     *("objectives", "train", "generation", "alignment", "evaluation", "curation", "agents", "scaling", "planning"),
     *("serving", "cli"),
 ]

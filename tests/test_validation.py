@@ -5,11 +5,8 @@ from typing import Any
 
 import pytest
 
-from jaxllm.common.axes import LEGEND
-from jaxllm.config import DataConfig, RunConfig, SourceConfig, UserError
-from jaxllm.sharding.mesh import AXES
-from jaxllm.sharding.rules import RULES
-from jaxllm.validation import CUT_BY, RANGES, problems, refuse
+from jaxllm.config import AXES, DataConfig, RunConfig, SourceConfig, UserError
+from jaxllm.validation import RANGES, problems, refuse
 
 
 def put(config: Any, path: str, value: Any) -> Any:
@@ -135,7 +132,7 @@ def sources(*given: SourceConfig) -> RunConfig:
         ),
         (
             run(mesh__fsdp=-1),
-            "mesh is data -1 x fsdp -1 x tensor 1: only one axis may be -1; 1 would do for the others",
+            "mesh is data -1 x fsdp -1 x sequence 1 x tensor 1: only one axis may be -1; 1 would do for the others",
         ),
         (run(mesh__tensor=0), "mesh.tensor = 0: must be at least 1, or -1"),
         (run(mesh__fsdp=-2), "mesh.fsdp = -2: must be at least 1, or -1"),
@@ -151,11 +148,12 @@ def test_fields_that_contradict_each_other_are_named_with_what_would_do(config, 
     [
         (
             run(mesh__data=3),
-            "mesh is data 3 x fsdp 1 x tensor 1: makes 3 devices, and there are 8; -1 fills one axis with what is left",
+            "mesh is data 3 x fsdp 1 x sequence 1 x tensor 1: makes 3 devices, and there are 8; "
+            "-1 fills one axis with what is left",
         ),
         (
             run(mesh__tensor=3),
-            "mesh is data -1 x fsdp 1 x tensor 3: 3 does not divide the 8 devices there are; "
+            "mesh is data -1 x fsdp 1 x sequence 1 x tensor 3: 3 does not divide the 8 devices there are; "
             "2 or 4 would do for the other axes together",
         ),
         (
@@ -170,16 +168,28 @@ def test_fields_that_contradict_each_other_are_named_with_what_would_do(config, 
         ),
         (
             run(mesh__tensor=4, model__kv_heads=2),
-            "model.kv_heads = 2: mesh.tensor = 4 does not divide it; 4 would do",
+            "model.kv_heads = 2: mesh.tensor = 4 does not divide it, the axis K of parameter "
+            "'layers/attention/key/kernel' and 1 more; 4, or mesh.tensor = 2, would do",
         ),
-        (run(mesh__tensor=2, model__ffn=77), "model.ffn = 77: mesh.tensor = 2 does not divide it; 76 or 78 would do"),
+        (
+            run(mesh__tensor=2, model__ffn=77),
+            "model.ffn = 77: mesh.tensor = 2 does not divide it, the axis F of parameter 'layers/mlp/gate/kernel' "
+            "and 2 more; 76 or 78, or mesh.tensor = 1 or 7, would do",
+        ),
+        (
+            run(mesh__sequence=4, data__sequence_length=500, train__batch_size=2),
+            "data.sequence_length = 500: each of the mesh.sequence = 4 devices takes two equal parts of a row; "
+            "496 or 504 would do",
+        ),
         (
             run(mesh__fsdp=8, mesh__data=1, model__width=100),
-            "model.width = 100: mesh.fsdp = 8 does not divide it; 96 or 104 would do",
+            "model.width = 100: mesh.fsdp = 8 does not divide it, the axis D of parameter 'embedding/tokens' "
+            "and 7 more; 96 or 104, or mesh.fsdp = 5 or 10, would do",
         ),
         (
             run(mesh__tensor=2, model__vocab_size=5001),
-            "model.vocab_size = 5001: mesh.tensor = 2 does not divide it; 5000 or 5002 would do",
+            "model.vocab_size = 5001: mesh.tensor = 2 does not divide it, the axis V of parameter 'embedding/tokens'; "
+            "5000 or 5002, or mesh.tensor = 1 or 3, would do",
         ),
     ],
 )
@@ -194,10 +204,6 @@ def test_without_a_number_of_devices_only_the_given_axes_are_checked():
 
 def test_an_existing_tokenizer_is_not_held_against_the_size_of_a_trained_one():
     assert problems(run(tokenizer__vocab_size=5000, tokenizer__path="x.model")) == []
-
-
-def test_sizes_are_checked_against_the_axes_that_the_rules_cut_them_by():
-    assert {LEGEND[letter]: axis for letter, axis in RULES.items() if axis is not None} == CUT_BY
 
 
 def test_wrong_types_are_told_of_in_place_of_failing():

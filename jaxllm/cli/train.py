@@ -55,7 +55,8 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
     from jaxllm.sharding.mesh import make_mesh
-    from jaxllm.train.fit import check_fits
+    from jaxllm.sharding.preflight import replicated
+    from jaxllm.train.fit import check_attention, check_fits
     from jaxllm.train.loop import open_loader, train
     from jaxllm.train.report import Report
     from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, is_run_folder, run_folder
@@ -63,7 +64,9 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
 
     # Of this platform, so that the saved configuration says it and another platform's is a change.
     config = replace(config, train=replace(config.train, compute_dtype=compute_dtype(config).name))
-    check_fits(config, make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
+    check_fits(config, mesh)
+    check_attention(config, mesh)
     folder = run_folder(config)
     if options.step is not None and not has_checkpoint(folder):
         raise UserError(f"--step {options.step}: there is no checkpoint in '{folder}' yet; leave it out")
@@ -74,6 +77,8 @@ def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
         create(folder, config, corpus.tokenizer_path)
     with alone(folder), Report(folder) as report:
         enter(folder, config, options.allow_change)  # another process may have trained here in the meantime
+        if warning := replicated(config, mesh.shape):
+            report.say(f"warning: {warning}")
         if anew:
             report.say(f"the run in '{folder}' has no checkpoint yet and begins anew")
         outcome = train(config, folder, loader, report, step=options.step, allow_change=options.allow_change)

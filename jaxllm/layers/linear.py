@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.layers.shards import along_batch, gradient_sharding, sharding_of
+from jaxllm.layers.shards import along_tokens, gradient_sharding, sharding_of
 
 SAVED = "product"
 """Names the results that a rematerialisation policy may save instead of multiplying twice."""
@@ -51,7 +51,7 @@ def _with_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 @jax.custom_vjp
 def _product(x_BTI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
     contracts_cut_axis = jax.typeof(kernel_IO).sharding.spec.partitions[0] is not None
-    out_sharding = along_batch(x_BTI, 3) if contracts_cut_axis else None
+    out_sharding = along_tokens(x_BTI, 3) if contracts_cut_axis else None
     return jnp.dot(x_BTI, kernel_IO.astype(x_BTI.dtype), out_sharding=out_sharding)
 
 

@@ -1,8 +1,16 @@
 """Asking an array how it is cut. Under explicit mesh axes the type of an array carries its sharding."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+
+def platform() -> str:
+    """What the program is made for: the devices of the current mesh, or those that jax takes by default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def sharding_of(x: jax.Array) -> NamedSharding | None:
@@ -20,7 +28,15 @@ def gradient_sharding(x: jax.Array) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, P(*spec.partitions, unreduced=spec.reduced))
 
 
-def along_batch(x: jax.Array, ndim: int) -> NamedSharding | None:
-    """The sharding of an `ndim`-dimensional array cut like the first axis of `x` alone; none without a mesh."""
+def along_tokens(x_BT: jax.Array, ndim: int) -> NamedSharding | None:
+    """The sharding of an `ndim`-dimensional array cut like the first two axes of `x_BT` alone; none without a mesh."""
+    sharding = sharding_of(x_BT)
+    return sharding and NamedSharding(sharding.mesh, P(*sharding.spec.partitions[:2], *(None,) * (ndim - 2)))
+
+
+def where_it_lies(local: Callable[[jax.Array], jax.Array], x: jax.Array, result: Callable[[P], P]) -> jax.Array:
+    """`local` of what each device holds of `x`, put together as `result` says of the partition of `x`."""
     sharding = sharding_of(x)
-    return sharding and NamedSharding(sharding.mesh, P(sharding.spec.partitions[0], *(None,) * (ndim - 1)))
+    if sharding is None:
+        return local(x)
+    return jax.shard_map(local, out_specs=result(sharding.spec.partitions))(x)

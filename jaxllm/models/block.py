@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree
 from jaxllm.config import GATED, TransformerConfig
-from jaxllm.layers.attention import cached_attention, causal_attention
+from jaxllm.layers.attention import Backend, cached_attention, causal_attention
 from jaxllm.layers.dropout import dropout
 from jaxllm.layers.linear import merge, project
 from jaxllm.layers.mlp import ACTIVATIONS
@@ -40,6 +40,7 @@ def block(
     segments_BT: jax.Array,
     tables: tuple[jax.Array, jax.Array] | None,
     cache_length_B: jax.Array | None,
+    backend: Backend = "auto",
 ) -> tuple[jax.Array, Any]:
     """`x + attention(norm(x))`, then `+ mlp(norm(x))`; returns the stream and this layer's `(keys, values)`."""
     params, key = layer.params, layer.dropout_key
@@ -49,7 +50,7 @@ def block(
 
     with jax.named_scope("attention"):
         normed = normalise(config, params["attention_norm"], x_BTD)
-        attended, kv = _attention(config, layer, normed, segments_BT, tables, cache_length_B)
+        attended, kv = _attention(config, layer, normed, segments_BT, tables, cache_length_B, backend)
         attended = drop("attention", attended)
     with jax.named_scope("mlp"):
         middle = x_BTD if config.parallel_residual else x_BTD + attended
@@ -66,6 +67,7 @@ def _attention(
     segments_BT: jax.Array,
     tables: tuple[jax.Array, jax.Array] | None,
     cache_length_B: jax.Array | None,
+    backend: Backend,
 ) -> tuple[jax.Array, Any]:
     params = layer.params["attention"]
     q, k, v = (project(x_BTD, **params[name]) for name in ("query", "key", "value"))
@@ -77,7 +79,7 @@ def _attention(
     limits: Any = {"window": config.sliding_window, "softcap": config.attention_softcap}
     if layer.cached_keys is None or layer.cached_values is None or cache_length_B is None:
         kv = None
-        out = causal_attention(q, k, v, segments_BT, **limits)
+        out = causal_attention(q, k, v, segments_BT, **limits, backend=backend)
     else:
         kv = write(layer.cached_keys, layer.cached_values, k, v, cache_length_B)
         slots_BT = cache_length_B[:, None] + jnp.arange(x_BTD.shape[1], dtype=jnp.int32)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree, map_with_path, nest
 from jaxllm.config import TransformerConfig
-from jaxllm.layers import attention, linear
+from jaxllm.layers import blockwise, linear
+from jaxllm.layers.attention import Backend
 from jaxllm.layers.dropout import dropout
 from jaxllm.layers.embedding import lookup
 from jaxllm.layers.rope import rope_tables
@@ -27,7 +28,7 @@ from jaxllm.models.cache import Cache
 from jaxllm.models.table import Param, decoder_table, group
 
 REMAT: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.save_only_these_names(attention.SAVED, linear.SAVED),
+    "dots": jax.checkpoint_policies.save_only_these_names(blockwise.SAVED, linear.SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 """What a block's backward pass may find saved; `none` saves everything."""
@@ -51,6 +52,7 @@ class Decoder(nn.Module):
         config: its shape.
         dtype: type of activations and products. Parameters are float32 whatever it is.
         remat: `none`, `dots` or `full`, the choice of `TrainConfig.remat`.
+        attention: what computes it, `TrainConfig.attention`.
         at_use: `(group, parameters) -> parameters`, called on `embedding`, on each layer's slice of
             `layers` inside the scan, and on `final_norm`.
     """
@@ -58,6 +60,7 @@ class Decoder(nn.Module):
     config: TransformerConfig
     dtype: Any = jnp.float32
     remat: str = "none"
+    attention: Backend = "auto"
     at_use: Callable[[str, Tree], Tree] = lambda name, params: params
 
     @nn.compact
@@ -120,7 +123,7 @@ def forward(
 
     def body(x_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, Any]:
         layer = layer._replace(params=model.at_use("layers", layer.params))
-        return block(config, layer, x_BTD, segments_BT, tables, cache and cache.length)
+        return block(config, layer, x_BTD, segments_BT, tables, cache and cache.length, model.attention)
 
     if model.remat != "none":
         body = jax.checkpoint(body, policy=REMAT[model.remat], prevent_cse=False)

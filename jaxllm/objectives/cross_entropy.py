@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.layers.shards import along_batch, gradient_sharding, sharding_of
+from jaxllm.layers.shards import along_tokens, gradient_sharding, sharding_of, where_it_lies
 
 
 class _Options(NamedTuple):
@@ -51,15 +51,30 @@ def cross_entropy(
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """`[B, T, ...] -> [C, B, T / C, ...]`, padded with zeros; the batch axis keeps its sharding."""
-    short = -x.shape[1] % chunks
-    x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
-    return rearrange(x, "B (C T) ... -> C B T ...", C=chunks)
+    """`[B, T, ...] -> [C, B, T / C, ...]`, padded with zeros. Each device chunks the tokens that it holds."""
+
+    def local(x: jax.Array) -> jax.Array:
+        short = -x.shape[1] % chunks
+        x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
+        return rearrange(x, "B (C T) ... -> C B T ...", C=chunks)
+
+    return where_it_lies(local, x, lambda cut: P(None, *cut))
+
+
+def _joined(x: jax.Array, tokens: int) -> jax.Array:
+    """The inverse of `_split`, for rows of that many tokens on each device."""
+    return where_it_lies(lambda x: rearrange(x, "C B T ... -> B (C T) ...")[:, :tokens], x, lambda cut: P(*cut[1:]))
+
+
+def _rows_and_tokens(hidden_BTD: jax.Array) -> tuple[int, int]:
+    """Of one device."""
+    sharding = sharding_of(hidden_BTD)
+    B, T, _ = hidden_BTD.shape if sharding is None else sharding.shard_shape(hidden_BTD.shape)
+    return B, T
 
 
 def _chunks(hidden_BTD: jax.Array, chunk: int) -> int:
-    sharding = jax.typeof(hidden_BTD).sharding
-    B, T, _ = hidden_BTD.shape if sharding.mesh.empty else sharding.shard_shape(hidden_BTD.shape)
+    B, T = _rows_and_tokens(hidden_BTD)
     return min(T, -(-B * T // chunk))
 
 
@@ -113,7 +128,7 @@ def _loss_forward(
         if slope is not None:
             d_logits *= slope
         d_logits = d_logits.astype(x_BTD.dtype)
-        dx = jnp.einsum("BTV,DV->BTD", d_logits, kernel_DV, out_sharding=along_batch(x_BTD, 3))
+        dx = jnp.einsum("BTV,DV->BTD", d_logits, kernel_DV, out_sharding=along_tokens(x_BTD, 3))
         d_kernel = jnp.einsum("BTD,BTV->DV", x_BTD, d_logits, preferred_element_type=jnp.float32, out_sharding=gradient)
         return (carry[0] + total, carry[1] + nll, carry[2] + d_kernel), dx
 
@@ -121,8 +136,7 @@ def _loss_forward(
     start = (zero, zero, jax.lax.full(kernel_DV.shape, 0, jnp.float32, sharding=gradient))
     xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
     (total, nll, d_kernel), dx = jax.lax.scan(add, start, xs)
-    dx_BTD = rearrange(dx, "C B T D -> B (C T) D")[:, : hidden_BTD.shape[1]]
-    return (total, nll), (dx_BTD, d_kernel.astype(kernel_dtype))
+    return (total, nll), (_joined(dx, _rows_and_tokens(hidden_BTD)[1]), d_kernel.astype(kernel_dtype))
 
 
 def _loss_backward(

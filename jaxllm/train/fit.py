@@ -8,7 +8,10 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from jaxllm.config import RunConfig, UserError
-from jaxllm.models.summary import Memory, memory
+from jaxllm.layers.kernels import Case, why_not
+from jaxllm.models.summary import memory
+from jaxllm.sharding.preflight import CUT_FROM
+from jaxllm.train.step import compute_dtype
 
 
 def check_fits(config: RunConfig, mesh: Mesh) -> None:
@@ -35,10 +38,27 @@ def check_fits(config: RunConfig, mesh: Mesh) -> None:
         )
 
 
+def check_attention(config: RunConfig, mesh: Mesh) -> None:
+    """Passes a run whose attention can be computed as `train.attention` says, on the devices of `mesh`.
+
+    Raises:
+        UserError: with the reason.
+    """
+    backend, model = config.train.attention, config.model
+    reason = ""
+    if backend not in ("auto", "xla"):
+        platform, tokens = mesh.devices.flat[0].platform, config.data.sequence_length
+        reason = why_not(backend, Case(platform, tokens, compute_dtype(config), model.attention_softcap))
+        if mesh.shape["sequence"] > 1:
+            reason = f"rows are cut over mesh.sequence = {mesh.shape['sequence']} devices, which attend in a ring"
+    if reason:
+        raise UserError(f"train.attention = {backend!r}: {reason}; 'auto' or 'xla' would do")
+
+
 def _held(config: RunConfig, mesh: Mesh) -> float:
     """Bytes of parameters, gradients and optimizer state on each device."""
     parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
-    cut = (stage <= config.mesh.zero_stage for stage in Memory(parameters=3, gradients=2, optimizer=1, ema=1))
+    cut = (stage <= config.mesh.zero_stage for stage in CUT_FROM)
     held = sum(part / (mesh.shape["fsdp"] if is_cut else 1) for part, is_cut in zip(parts, cut, strict=True))
     return held / mesh.shape["tensor"]
 

@@ -17,6 +17,7 @@ from jaxllm.config import RunConfig, UserError
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.loader import Batch, Loader
 from jaxllm.sharding.mesh import make_mesh
+from jaxllm.sharding.placement import place
 from jaxllm.sharding.rules import BATCH
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.evaluate import Evaluator, HeldOut
@@ -140,7 +141,7 @@ class _Loop:
         return self.state.params if self.state.ema is None else self.state.ema
 
     def place(self, batch: Batch) -> dict[str, jax.Array]:
-        return jax.device_put(batch, NamedSharding(self.mesh, BATCH))
+        return place(batch, self.mesh)
 
     def stopping(self) -> bool:
         return self.interrupt.signal is not None or self.report.unread

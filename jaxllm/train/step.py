@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
-from jaxllm.layers.shards import along_batch
+from jaxllm.layers.shards import where_it_lies
 from jaxllm.models.decoder import Decoder
 from jaxllm.models.table import decoder_table
 from jaxllm.objectives.causal_lm import causal_lm_loss
@@ -37,6 +39,7 @@ def make_model(config: RunConfig) -> Decoder:
         config.model,
         dtype=compute_dtype(config),
         remat=config.train.remat,
+        attention=config.train.attention,
         at_use=gather_at_use(decoder_table(config.model)),
     )
 
@@ -119,8 +122,7 @@ def accumulated(config: RunConfig, state: State, batch: Batch) -> tuple[Tree, ja
 
 def _microbatches(x: jax.Array, parts: int) -> jax.Array:
     """`[B, T] -> [parts, B / parts, T]`; every device cuts its own rows, so that none move."""
-    shape = (x.shape[0] // parts, parts, *x.shape[1:])
-    return jnp.swapaxes(jax.lax.reshape(x, shape, out_sharding=along_batch(x, len(shape))), 0, 1)
+    return where_it_lies(lambda x: rearrange(x, "(B parts) T -> parts B T", parts=parts), x, lambda cut: P(None, *cut))
 
 
 def _under(mesh: Mesh, jitted: Any) -> Any:

@@ -8,7 +8,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import MeshConfig
-from jaxllm.layers.attention import QUERY_BLOCK, cached_attention, causal_attention
+from jaxllm.layers.attention import cached_attention, causal_attention
+from jaxllm.layers.blockwise import QUERY_BLOCK
+from jaxllm.layers.kernels import cudnn_attention
+from jaxllm.layers.masks import reach
+from jaxllm.layers.ring import zigzag
 from jaxllm.sharding.mesh import make_mesh
 
 B, N, K, H = 2, 4, 2, 8
@@ -32,7 +36,7 @@ def documents(T: int) -> jax.Array:
     return jnp.asarray(np.stack([(position > T // 5) * 1 + (position > T // 2), position > T - 3]), jnp.int32)
 
 
-def reference(q, k, v, segments, window=None, softcap=None):
+def reference(q, k, v, segments, prefix_BT=None, window=None, softcap=None):
     """The softmax over one whole `[T, T]` matrix."""
     T = q.shape[1]
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
@@ -40,15 +44,18 @@ def reference(q, k, v, segments, window=None, softcap=None):
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     distance = np.arange(T)[:, None] - np.arange(T)
-    visible = (distance >= 0) & (distance < (window or T))
+    visible = distance >= 0
+    if prefix_BT is not None:
+        visible = visible | prefix_BT[:, None, None]
+    visible &= distance < (window or T)
     visible &= segments[:, None, :, None] == segments[:, None, None, :]
     return jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores, where=visible, axis=-1), v)
 
 
 @functools.partial(jax.jit, static_argnums=(0,), static_argnames=("window", "softcap"))
-def output_and_gradients(attend, q, k, v, segments, **limits):
+def output_and_gradients(attend, q, k, v, segments, *prefix, **limits):
     def loss(q, k, v):
-        out = attend(q, k, v, segments, **limits).astype(jnp.float32)
+        out = attend(q, k, v, segments, *prefix, **limits).astype(jnp.float32)
         return jnp.sum(jnp.sin(out)), out
 
     (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
@@ -74,6 +81,78 @@ def test_values_and_gradients_are_those_of_a_plain_softmax(T, limits):
     args = *draw(T), documents(T)
     actual = output_and_gradients(causal_attention, *args, **limits)
     assert_all_close(actual, output_and_gradients(reference, *args, **limits), atol=2e-5)
+
+
+def with_prefix(q, k, v, segments, prefix, **limits):
+    return causal_attention(q, k, v, segments, prefix_BT=prefix, **limits)
+
+
+@pytest.mark.parametrize("limits", [{}, {"window": 150, "softcap": 3.0}], ids=str)
+def test_a_prefix_is_seen_by_its_whole_segment(limits):
+    """Two documents a row, of which the first has a prefix, the second one or none."""
+    prefix = np.zeros((B, LONG), bool)
+    prefix[:, :30] = True
+    prefix[1, LONG - 2 : LONG - 1] = True
+    args = *draw(LONG), documents(LONG), jnp.asarray(prefix)
+    actual = output_and_gradients(with_prefix, *args, **limits)
+    assert_all_close(actual, output_and_gradients(reference, *args, **limits), atol=2e-5)
+
+
+def splash(q, k, v, segments, **limits):
+    return causal_attention(q, k, v, segments, backend="splash", **limits)
+
+
+@pytest.mark.parametrize("limits", [{}, {"window": 50, "softcap": 3.0}], ids=str)
+def test_splash_attention_is_the_same_function(limits):
+    random = np.random.default_rng(0)
+    T = 2 * QUERY_BLOCK
+    q, k, v = (jnp.asarray(random.normal(size=(B, T, heads, 128)), jnp.float32) for heads in (N, K, K))
+    # Rows in which an id comes back after another: two segments, not one.
+    segments = jnp.asarray(np.stack([np.arange(T) // 100 % 2, np.arange(T) > 70]), jnp.int32)
+    actual = output_and_gradients(splash, q, k, v, segments, **limits)
+    assert_all_close(actual, output_and_gradients(causal_attention, q, k, v, segments, **limits), atol=2e-5)
+
+
+def fused(q, k, v, segments, *prefix, window=None):
+    return cudnn_attention(q, k, v, reach(segments, window, *prefix), implementation="xla")
+
+
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("has_prefix", [False, True])
+def test_the_mask_that_the_fused_attention_of_jax_is_given_is_the_same(window, has_prefix):
+    prefix = [jnp.asarray(np.arange(LONG) < 30)[None].repeat(B, axis=0)] if has_prefix else []
+    args = *draw(LONG), documents(LONG), *prefix
+    expected = output_and_gradients(with_prefix if has_prefix else causal_attention, *args, window=window)
+    assert_all_close(output_and_gradients(fused, *args, window=window), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("limits", [{}, {"window": 50, "softcap": 3.0}], ids=str)
+def test_rows_cut_over_devices_are_attended_to_in_a_ring(devices, limits):
+    T = 2 * QUERY_BLOCK + 16
+    args = *draw(T), documents(T)
+    expected = output_and_gradients(causal_attention, *args, **limits)
+    mesh = make_mesh(MeshConfig(data=2, sequence=devices, tensor=4 // devices))
+    tokens = P(("data", "fsdp"), "sequence")
+    with jax.set_mesh(mesh):
+        heads = P(*tokens, "tensor", None)
+        laid = [x[:, zigzag(T, devices)] for x in args]
+        cut = [jax.device_put(x, heads if x.ndim == 4 else tokens) for x in laid]
+        actual = output_and_gradients(causal_attention, *cut, **limits)
+    assert actual[0].sharding.spec == heads
+    order = np.argsort(zigzag(T, devices))
+    assert_all_close([np.asarray(x)[:, order] for x in actual], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_zigzag_gives_each_device_an_early_and_a_late_chunk():
+    np.testing.assert_array_equal(zigzag(8, 2), [0, 1, 6, 7, 2, 3, 4, 5])
+
+
+def test_a_prefix_in_rows_that_are_cut_is_refused():
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, sequence=8))):
+        q, k, v = (jax.device_put(x, P(None, "sequence", None, None)) for x in draw(16))
+        with pytest.raises(ValueError, match="prefix"):
+            causal_attention(q, k, v, documents(16), prefix_BT=jnp.ones((B, 16), bool))
 
 
 def test_bfloat16_stays_near_float32():

@@ -146,6 +146,18 @@ def test_replicas_of_sharded_groups_sum_between_them_what_each_device_holds(stag
     assert vectors <= found["all-reduce of 8"] <= vectors + SCALARS
 
 
+def test_a_ring_passes_keys_and_values_on_and_brings_their_gradients_home():
+    blocks, ends, vectors = sizes_of(MODEL)
+    found = step_bytes({"data": 1, "fsdp": 2, "sequence": 4})
+    chunk = 4 * (8 // 2) * (32 // 4) * MODEL.kv_heads * MODEL.head_dim  # keys of the rows and tokens of one device
+    forward, backward = 2 * 3, 2 * 3 + 2 * 4  # keys and values go 3 steps; with them their gradients, and one more
+    assert found["collective-permute of 2"] == MODEL.layers * (forward + backward) * chunk
+    assert found["all-gather of 2"] == 2 * blocks + ends
+    assert found["reduce-scatter of 2"] == blocks + ends
+    assert found["all-gather of 4"] == 4 * (8 // 2) * 32  # the segments of whole rows, once for all layers
+    assert found["all-reduce of 4"] <= (blocks + ends) // 2 + vectors + SCALARS
+
+
 @pytest.mark.parametrize(("stage", "scattered"), [(1, 1), (2, 3), (3, 3)])
 def test_microbatches_sum_between_replicas_once_and_scatter_once_where_gradients_are_kept_whole(stage, scattered):
     blocks, ends, vectors = sizes_of(MODEL)

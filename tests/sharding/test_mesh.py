@@ -10,7 +10,7 @@ from jaxllm.sharding.mesh import make_mesh
 
 def test_minus_one_fills_with_what_is_left():
     mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
 
 
 def test_every_axis_is_there_and_explicit_on_one_device():

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import flatten
@@ -13,7 +12,8 @@ from jaxllm.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from jaxllm.models.summary import count_parameters
 from jaxllm.models.table import decoder_table
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import BATCH, param_specs
+from jaxllm.sharding.placement import place
+from jaxllm.sharding.rules import param_specs
 from jaxllm.train.state import abstract_state, initial_state
 from jaxllm.train.step import accumulated, make_step
 
@@ -45,8 +45,7 @@ def run(config, sizes=None, devices=1, steps=20, bad_at=()):
     state, step = initial_state(config, mesh), make_step(config, mesh)
     history = []
     for k in range(steps):
-        cut = {name: jax.device_put(x, NamedSharding(mesh, BATCH)) for name, x in batch(k, k in bad_at).items()}
-        state, metrics = step(state, cut)
+        state, metrics = step(state, place(batch(k, k in bad_at), mesh))
         history.append({name: np.asarray(value) for name, value in metrics.items()})
     return state, history
 
@@ -66,6 +65,8 @@ MESHES = [
     *({"data": 2, "fsdp": 4, "zero_stage": stage} for stage in (1, 2, 3)),
     {"data": 2, "fsdp": 2, "tensor": 2},
     {"data": 1, "fsdp": 2, "tensor": 4, "zero_stage": 2},
+    {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
+    {"data": 2, "sequence": 4},
 ]
 
 
@@ -96,7 +97,7 @@ def test_every_optimizer_gives_one_result_when_cut(kind):
 def test_loss_falls_on_one_batch_and_starts_at_the_log_of_the_vocabulary():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state, step = initial_state(CONFIG, mesh), make_step(CONFIG, mesh)
-    cut = {name: jax.device_put(x, NamedSharding(mesh, BATCH)) for name, x in batch().items()}
+    cut = place(batch(), mesh)
     history = []
     for _ in range(20):
         state, metrics = step(state, cut)
@@ -137,8 +138,7 @@ def test_each_device_holds_the_bytes_of_the_formula(stage, copies):
     state = initial_state(config, mesh)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     with jax.set_mesh(mesh):
-        rows = {name: jax.device_put(x, NamedSharding(mesh, BATCH)) for name, x in batch().items()}
-        grads = jax.eval_shape(lambda state, batch: accumulated(config, state, batch)[0], state, rows)
+        grads = jax.eval_shape(lambda *args: accumulated(config, *args)[0], state, place(batch(), mesh))
     held += sum(4 * np.prod(g.sharding.shard_shape(g.shape)) for g in jax.tree.leaves(grads))
     parameters = count_parameters(config.model)
     assert held == pytest.approx(copies[0] * parameters + copies[1] * parameters / 8, rel=0.02)

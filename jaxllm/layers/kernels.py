@@ -1,0 +1,100 @@
+"""Attention by the kernels of a platform: splash attention on TPU (Pallas), flash attention of cuDNN on GPU.
+
+`why_not` says which cases they cannot compute.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.layers.blockwise import SAVED
+from jaxllm.layers.masks import Reach
+from jaxllm.layers.shards import platform
+
+LANES = 128
+"""Tokens that a tile of the TPU holds; a block of splash attention is a multiple of them."""
+
+LARGEST_BLOCK = 512
+"""Queries, and keys, of one block: beyond it the scores of a block leave the TPU's registers."""
+
+
+BLOCKS = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+"""Of splash attention: queries and keys in the forward pass, in the gradient of keys and in that of queries."""
+
+
+class Case(NamedTuple):
+    """What decides whether a kernel can compute an attention."""
+
+    platform: str
+    tokens: int
+    """Of a row."""
+    dtype: Any
+    softcap: float | None
+    has_prefix: bool = False
+
+
+def why_not(backend: str, case: Case) -> str:
+    """Why the kernel `splash` or `cudnn` cannot compute a case, in a few words; nothing where it can."""
+    if backend == "splash":
+        if case.has_prefix:
+            return "splash attention takes no prefix"
+        return f"rows of {case.tokens} tokens are no multiple of {LANES}" if case.tokens % LANES else ""
+    if case.platform not in ("gpu", "cuda"):
+        return f"cuDNN runs on GPU, and this is {case.platform}"
+    if case.softcap is not None:
+        return "cuDNN takes no soft-cap (model.attention_softcap)"
+    return "" if jnp.dtype(case.dtype).itemsize == 2 else f"cuDNN takes 16-bit types, and this is {case.dtype}"
+
+
+def splash_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    window: int | None,
+    softcap: float | None,
+) -> jax.Array:
+    """`[B, T, N, H]` by jax's Pallas kernel for TPU (elsewhere by its interpreter, which is slow)."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    _, T, N, H = q_BTNH.shape
+    kernel = _splash_kernel(T, N, window, softcap, platform() != "tpu")
+    ids = _segment_numbers(segments_BT)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
+    out: Any = jax.vmap(kernel)(q, k, v, SegmentIds(ids, ids))
+    return jnp.swapaxes(out, 1, 2).astype(q_BTNH.dtype)
+
+
+def _segment_numbers(segments_BT: jax.Array) -> jax.Array:
+    """Each run of equal ids by its own number: the kernel compares ids, wherever they stand."""
+    return jnp.cumsum(segments_BT != jnp.roll(segments_BT, 1, axis=1), axis=1, dtype=jnp.int32)
+
+
+def _splash_kernel(T: int, heads: int, window: int | None, softcap: float | None, interpret: bool) -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    mask = splash.CausalMask((T, T)) if window is None else splash.LocalMask((T, T), (window - 1, 0), 0)
+    block = next(size for size in range(min(LARGEST_BLOCK, T), 0, -LANES) if T % size == 0)
+    sizes: dict[str, Any] = {f"block_{name}": block for name in BLOCKS}
+    return splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=splash.BlockSizes(**sizes),
+        attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
+
+
+def cudnn_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    limits: Reach,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """`[B, T, N, H]` by `jax.nn.dot_product_attention`, which takes the mask as `[B, 1, T, T]`."""
+    place = jnp.arange(q_BTNH.shape[1])
+    mask_BTS = (place >= limits.first_BT[..., None]) & (place <= limits.last_BT[..., None])
+    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None], implementation=implementation)

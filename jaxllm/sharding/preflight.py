@@ -1,0 +1,141 @@
+"""What a mesh cannot cut, and what it leaves whole, told from shapes before anything is made.
+
+Nothing here imports jax.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from jaxllm.common.axes import LEGEND
+from jaxllm.config import AXES, RunConfig
+from jaxllm.models.summary import Memory, memory
+from jaxllm.models.table import Param, decoder_table
+from jaxllm.sharding.axes import RULES, cuts
+
+NOTICEABLE = 1 << 30
+"""Bytes that a device may hold beyond its even share before anybody is told."""
+
+CUT_FROM = Memory(parameters=3, gradients=2, optimizer=1, ema=1)
+"""The ZeRO stage from which on each part of the state is cut along `fsdp`."""
+
+
+def mesh_sizes(config: RunConfig, devices: int | None) -> dict[str, int]:
+    """Devices along each axis of a valid mesh. A -1 counts as 1 where the number of devices is not known."""
+    sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    left = 1 if devices is None else devices // known
+    return {axis: left if size == -1 else size for axis, size in sizes.items()}
+
+
+def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
+    """What is wrong with the mesh by itself, then with what it cuts."""
+    sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
+    asked = "mesh is " + " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            yield f"mesh.{axis} = {size}: must be at least 1, or -1 to fill it with what is left"
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        yield f"{asked}: only one axis may be -1; 1 would do for the others"
+    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        return
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if devices is not None and not free and known != devices:
+        yield f"{asked}: makes {known} devices, and there are {devices}; -1 fills one axis with what is left"
+    elif devices is not None and free and devices % known:
+        fitting = [n for n in range(1, devices + 1) if devices % n == 0]
+        yield (
+            f"{asked}: {known} does not divide the {devices} devices there are; "
+            f"{neighbours(fitting, known)} would do for the other axes together"
+        )
+    else:
+        sizes = mesh_sizes(config, devices)
+        yield from _batch_mistakes(config, sizes)
+        if all(getattr(config.model, field) > 0 for field in LEGEND.values()):
+            yield from parameter_mistakes(decoder_table(config.model), sizes)
+
+
+def parameter_mistakes(
+    table: Mapping[str, Param], sizes: Mapping[str, int], rules: dict[str, str | None] = RULES
+) -> Iterator[str]:
+    """Parameters that `rules` cannot cut along a mesh of these sizes, one line for each cause."""
+    uneven: dict[tuple[str, int, str], list[str]] = {}
+    for path, leaf in table.items():
+        try:
+            axes = cuts(leaf.axes, rules)
+        except ValueError as error:
+            yield f"parameter '{path}': {error}"
+            continue
+        for letter, size, axis in zip(leaf.axes, leaf.shape, axes, strict=True):
+            if axis is not None and size % sizes[axis]:
+                uneven.setdefault((letter, size, axis), []).append(path)
+    for (letter, size, axis), (path, *others) in uneven.items():
+        fitting = [n for n in range(1, size + 1) if size % n == 0]
+        yield (
+            f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} of "
+            f"parameter '{path}'{f' and {len(others)} more' if others else ''}; {multiples(size, sizes[axis])}, or "
+            f"mesh.{axis} = {neighbours(fitting, sizes[axis])}, would do"
+        )
+
+
+def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str]:
+    train, length, rows = config.train, config.data.sequence_length, sizes["data"] * sizes["fsdp"]
+    whole = rows * train.accumulate
+    if is_multiple(train.batch_size, train.accumulate) and not is_multiple(train.batch_size, whole):
+        yield (
+            f"train.batch_size = {train.batch_size}: each of the train.accumulate = {train.accumulate} parts "
+            f"must be a multiple of mesh data {sizes['data']} x fsdp {sizes['fsdp']} = {rows} rows; "
+            f"{multiples(train.batch_size, whole)} would do"
+        )
+    chunks = 2 * sizes["sequence"]
+    if sizes["sequence"] > 1 and not is_multiple(length, chunks):
+        yield (
+            f"data.sequence_length = {length}: each of the mesh.sequence = {sizes['sequence']} devices takes two equal "
+            f"parts of a row; {multiples(length, chunks)} would do"
+        )
+
+
+def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
+    """A warning where each device holds `NOTICEABLE` bytes more than its even share of the state; names the largest.
+
+    Of the parameters, gradients, optimizer state and moving average; activations are not counted.
+    """
+    table, devices = decoder_table(config.model), math.prod(sizes.values())
+    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    numbers = sum(leaf.size for leaf in table.values())
+    beyond = {}
+    for path, leaf in table.items():
+        by = set(cuts(leaf.axes)) - {None}
+        for name, part, stage in zip(parts._fields, parts, CUT_FROM, strict=True):
+            axes = by if config.mesh.zero_stage >= stage else by - {"fsdp"}
+            held = part * leaf.size / numbers / math.prod(sizes[axis] for axis in axes if axis)
+            beyond[path, name] = held - part * leaf.size / numbers / devices
+    if sum(beyond.values()) <= NOTICEABLE:
+        return None
+    (path, name), most = max(beyond.items(), key=lambda item: item[1])
+    leaf = table[path]
+    shape = ", ".join(f"{letter} {size}" for letter, size in zip(leaf.axes, leaf.shape, strict=True))
+    mesh = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES)
+    with_stage = "" if config.mesh.zero_stage == 3 else f" with mesh.zero_stage = {config.mesh.zero_stage}"
+    return (
+        f"each device holds {sum(beyond.values()) / 2**30:,.1f} GiB more than its even share of the model's state, "
+        f"on a mesh of {mesh}{with_stage}: {most / 2**30:,.1f} GiB of them are the {name} of '{path}' ({shape}); a "
+        "larger mesh.fsdp in the place of mesh.data, or a higher mesh.zero_stage, would cut it"
+    )
+
+
+def is_multiple(size: int, of: int) -> bool:
+    """Whether `of` divides `size`. Sizes that are not positive are told of elsewhere."""
+    return size < 1 or of < 1 or size % of == 0
+
+
+def multiples(size: int, of: int) -> str:
+    """The multiples of `of` next to `size`."""
+    below = size // of * of
+    return f"{below} or {below + of}" if below else str(of)
+
+
+def neighbours(fitting: list[int], value: int) -> str:
+    """The neighbours of `value` among the `fitting`."""
+    below, above = [n for n in fitting if n < value], [n for n in fitting if n > value]
+    return " or ".join(map(str, below[-1:] + above[:1]))

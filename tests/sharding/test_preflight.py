@@ -1,0 +1,62 @@
+"""What is told of a mesh before anything is made."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from jaxllm.config import MeshConfig, RunConfig, TransformerConfig
+from jaxllm.models.presets import LLAMA2_7B
+from jaxllm.models.table import decoder_table
+from jaxllm.sharding.axes import RULES
+from jaxllm.sharding.preflight import mesh_sizes, parameter_mistakes, replicated
+
+TABLE = decoder_table(TransformerConfig())
+SIZES = {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 4}
+
+
+def test_a_parameter_with_an_axis_that_no_rule_knows_is_named():
+    rules = {letter: axis for letter, axis in RULES.items() if letter != "F"}
+    lines = list(parameter_mistakes(TABLE, SIZES, rules))
+    assert len(lines) == 3
+    assert lines[0].startswith("parameter 'layers/mlp/gate/kernel': no rule for the logical axes ['F']")
+
+
+def test_a_parameter_with_two_axes_on_one_mesh_axis_is_named():
+    lines = list(parameter_mistakes(TABLE, SIZES, {**RULES, "H": "tensor"}))
+    assert lines[0].startswith("parameter 'layers/attention/query/kernel': logical axes ('L', 'D', 'N', 'H') put two")
+
+
+def test_minus_one_stands_for_what_is_left():
+    config = RunConfig(mesh=MeshConfig(data=2, fsdp=-1, tensor=2))
+    assert mesh_sizes(config, 8) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert mesh_sizes(config, None)["fsdp"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mesh", "warning"),
+    [
+        (
+            MeshConfig(data=8),
+            r"holds 87\.9 GiB more .* mesh of data 8 x .*: .* are the optimizer of '.*mlp",
+        ),
+        (MeshConfig(data=1, fsdp=8), None),
+        (
+            MeshConfig(data=1, fsdp=8, zero_stage=2),
+            r"holds 22\.0 GiB more .*zero_stage = 2: .* the parameters of",
+        ),
+        (MeshConfig(data=2, fsdp=4), r"holds 12\.6 GiB more .*'layers/mlp/gate/kernel' \(L 32, D 4096, F 11008\)"),
+    ],
+    ids=str,
+)
+def test_bytes_that_stay_replicated_are_told_with_the_largest_parameter(mesh, warning):
+    config = replace(RunConfig(), model=LLAMA2_7B, mesh=mesh)
+    found = replicated(config, mesh_sizes(config, 8))
+    if warning is None:
+        assert found is None
+    else:
+        assert re.search(warning, found), found
+
+
+def test_a_small_model_may_be_replicated_without_a_word():
+    assert replicated(RunConfig(), mesh_sizes(RunConfig(), 8)) is None
