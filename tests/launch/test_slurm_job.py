@@ -44,15 +44,20 @@ def test_before_the_time_is_up_a_checkpoint_is_written_and_the_job_queued_again(
     assert (slurm.home / "scontrol").read_text() == "requeue 7\n"
 
 
-@pytest.mark.parametrize("status", [0, 2])
-def test_a_run_that_ends_or_is_refused_meanwhile_is_not_queued_again(slurm, status):
+def test_where_the_tasks_alone_are_stopped_the_job_was_preempted_and_is_queued_again(slurm):
+    assert job(slurm, status=143) == 143
+    assert (slurm.home / "scontrol").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize("status", [0, 255])
+def test_a_run_that_ends_or_fails_meanwhile_is_not_queued_again(slurm, status):
     slurm.put("scancel", "exit 0")
     assert job(slurm, signal.SIGUSR1, status) == status
     assert not (slurm.home / "scontrol").exists()
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 143])
-def test_without_the_signal_it_is_not_queued_again(slurm, status):
+@pytest.mark.parametrize("status", [0, 137, 255])
+def test_otherwise_it_is_not_queued_again(slurm, status):
     assert job(slurm, status=status) == status
     assert not (slurm.home / "scontrol").exists()
 
