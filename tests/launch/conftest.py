@@ -15,7 +15,23 @@ ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "configs/pretrain/quickstart.py")
 
 NEEDED = [
-    *("bash", "basename", "cat", "cp", "date", "dirname", "env", "gzip", "head", "id", "mkdir", "mv", "nohup", "paste"),
+    *(
+        "bash",
+        "basename",
+        "cat",
+        "cp",
+        "date",
+        "dirname",
+        "env",
+        "grep",
+        "gzip",
+        "head",
+        "id",
+        "mkdir",
+        "mv",
+        "nohup",
+        "paste",
+    ),
     *("realpath", "rm", "sed", "setsid", "sleep", "sort", "tail", "tar", "touch"),
 ]
 

@@ -34,7 +34,10 @@ def test_where_every_process_is_told_nothing_is_passed_on(machine):
 @pytest.mark.parametrize("words", [[], ["3"], ["many", "true"], ["--told", "3"]])
 def test_it_needs_a_number_and_a_command(machine, words):
     done = machine.run("restart", *words)
-    assert (done.returncode, done.stderr) == (2, "launch/restart: expected [--told] [--highest] K COMMAND [argument ...]\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "launch/restart: expected [--told] [--highest] K COMMAND [argument ...]\n",
+    )
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (143, 143), (2, 255), (7, 255)])

@@ -156,3 +156,21 @@ def test_a_request_that_fails_is_not_repeated(machine: Machine, cloud: Path):
     assert done.returncode == 2
     assert "the request failed: gcloud compute tpus queued-resources describe a --zone=z says why" in done.stderr
     assert counted(cloud, "queued-resources create") == 1
+
+
+@pytest.mark.parametrize(
+    ("runs", "mounting"),
+    [
+        ("gs://c", ["--implicit-dirs", "--rename-dir-limit=1000000", "c", "/mnt/jaxllm"]),
+        ("10.0.0.2:/c", ["mount", "-t", "nfs", "10.0.0.2:/c", "/mnt/jaxllm"]),
+    ],
+)
+def test_the_place_of_the_runs_is_mounted_on_a_host(machine: Machine, cloud: Path, runs, mounting):
+    machine.put("mountpoint", "exit 1")
+    for name in ("gcsfuse", "mount.nfs", "sudo"):
+        machine.put(name, RECORDS)
+    machine.put("jaxllm", "exit 0")
+    assert machine.run("tpu_worker", "start", runs, "0", RECIPE).returncode == 0
+    assert ["mkdir", "-p", "/mnt/jaxllm"] in machine.records()
+    assert mounting in machine.records()
+    wait_for((machine.home / ".jaxllm-worker/status").exists)
