@@ -75,7 +75,7 @@ class Machine:
         path.write_text(f"#!{shutil.which('bash')}\n{body}\n")
         path.chmod(0o755)
 
-    def run(self, *words: str, timeout: float = 20, **kwargs) -> subprocess.CompletedProcess:
+    def run(self, *words: str, timeout: float = 60, **kwargs) -> subprocess.CompletedProcess:
         """Runs a launcher, by its name, or another program to its end."""
         with self.start(*words, **kwargs) as process:
             try:
@@ -105,7 +105,7 @@ def default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Until it holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -59,7 +59,7 @@ def test_a_signal_is_passed_on_once_and_waited_for(local, number, restarts):
     process = local.start(*options(PATIENT, "--restarts", restarts))
     wait_for(lambda: count(local, "ready*") == 2)
     process.send_signal(number)
-    assert process.wait(timeout=10) == 128 + number
+    assert process.wait(timeout=60) == 128 + number
     process.communicate()
     name = number.name.removeprefix("SIG")
     for i in range(2):
@@ -72,7 +72,7 @@ def test_the_ctrl_c_of_a_terminal_reaches_each_process_once(local, restarts):
     process = local.start(*options(PATIENT, "--restarts", restarts), start_new_session=True)
     wait_for(lambda: count(local, "ready*") == 2)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(timeout=60) == 130
     process.communicate()
     for i in range(2):
         assert (local.folder / "records" / f"told{i}").read_text() == "told INT\n"
@@ -134,5 +134,5 @@ def test_a_signal_ends_the_pause_before_a_restart(local):
     while not line.startswith("launch/restart: status 7"):
         line = process.stderr.readline()
     process.terminate()
-    assert process.wait(timeout=10) == 7
+    assert process.wait(timeout=60) == 7
     process.communicate()

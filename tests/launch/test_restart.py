@@ -17,7 +17,7 @@ def test_a_signal_is_passed_on_and_ends_the_restarts(machine):
     process = machine.start("restart", "5", "bash", "-c", PATIENT)
     wait_for((machine.home / "ready").exists)
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 143
     assert (machine.home / "told").read_text() == "told\n"
 
@@ -26,7 +26,7 @@ def test_where_every_process_is_told_nothing_is_passed_on(machine):
     process = machine.start("restart", "--told", "5", "bash", "-c", PATIENT, start_new_session=True)
     wait_for((machine.home / "ready").exists)
     os.killpg(process.pid, signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 143
     assert (machine.home / "told").read_text() == "told\n"
 

@@ -34,7 +34,7 @@ def job(slurm, number: signal.Signals | None = None, status: int | None = None) 
     if status is not None:
         (slurm.home / "new").write_text(str(status))
         (slurm.home / "new").rename(slurm.home / "status")
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     return process.returncode
 
 

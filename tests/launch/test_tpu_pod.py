@@ -89,7 +89,7 @@ def test_a_tpu_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(machine
     (cloud / "state").write_text("SUSPENDED\n")
     wait_for(lambda: counted(cloud, "tpu_worker start") == 2)
     end(cloud, 0, 0)
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
     assert "'a' was taken away; asking for another" in told
     assert "the run has ended; its folder is a in gs://c" in told
@@ -103,15 +103,16 @@ def test_a_watch_that_is_stopped_leaves_the_run_and_the_same_command_watches_on(
     process = machine.start(*OPTIONS, "--", RECIPE, start_new_session=True)
     wait_for(lambda: running(cloud))
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=10)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the run goes on without this watch" in told
     pids = [int((cloud / f"pid{i}").read_text()) for i in range(2)]
     assert all(map(alive, pids))
+    looks = counted(cloud, "tpu_worker status")
     again = machine.start(*OPTIONS, "--", RECIPE)
-    wait_for(lambda: counted(cloud, "tpu_worker status") >= 2)
+    wait_for(lambda: counted(cloud, "tpu_worker status") >= looks + 2)  # the first of them has seen the run
     end(cloud, 0, 0)
-    again.communicate(timeout=20)
+    again.communicate(timeout=60)
     assert again.returncode == 0
     assert counted(cloud, "tpu_worker start") == 1
 
@@ -131,7 +132,7 @@ def test_one_host_that_refuses_ends_all(machine: Machine, cloud: Path):
     process = machine.start(*OPTIONS, "--keep", "--", RECIPE)
     wait_for(lambda: running(cloud))
     end(cloud, 2)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 2
     assert counted(cloud, "queued-resources delete") == 0
     assert not alive(int((cloud / "pid1").read_text()))
@@ -146,7 +147,7 @@ def test_after_a_reboot_of_a_host_the_run_is_started_again(machine: Machine, clo
     wait_for(lambda: counted(cloud, "tpu_worker start") == 2)
     wait_for(lambda: not any(map(alive, pids)))
     end(cloud, 0, 0)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 0
 
 
