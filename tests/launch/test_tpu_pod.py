@@ -61,7 +61,8 @@ def counted(cloud: Path, word: str) -> int:
 
 
 def running(cloud: Path) -> bool:
-    return all((cloud / f"pid{i}").exists() for i in range(2))
+    files = [cloud / f"pid{i}" for i in range(2)]
+    return all(file.exists() and file.read_text() for file in files)
 
 
 def end(cloud: Path, *statuses: int) -> None:
