@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ exit "$(<"$CLOUD/status$HOST")"
 
 
 @pytest.fixture
-def cloud(machine) -> Path:
+def cloud(machine) -> Iterator[Path]:
     """The folder of the stand-in's state."""
     machine.put("gcloud", GCLOUD)
     machine.put("mountpoint", "exit 0")
@@ -52,7 +53,8 @@ def cloud(machine) -> Path:
     machine.put("uv", 'echo "$@" >>"$HOME/uv"')
     folder = machine.home / "cloud"
     folder.mkdir()
-    return folder
+    yield folder
+    end(folder, 0, 0)  # also what a test that failed left running
 
 
 def counted(cloud: Path, word: str) -> int:
