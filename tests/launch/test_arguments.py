@@ -1,0 +1,83 @@
+"""Every word after `--` arrives unchanged, through all that lies between."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.launch.conftest import HOSTILE, RECIPE, RECORDS, ROOT
+from tests.launch.test_dry_run import REMOTE
+
+TRAVELLED = "configs/pretrain/quickstart.py"
+
+
+def expanded(text: str, variables: dict[str, str]) -> str:
+    """What Kubernetes makes of a container's command: $(NAME) where it knows the name, and one dollar of two."""
+
+    def replaced(match: re.Match) -> str:
+        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", replaced, text)
+
+
+def test_local(machine):
+    done = machine.run("local", "--processes", "2", "--port", "23456", "--", RECIPE, *HOSTILE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    given = [["train", RECIPE, *HOSTILE, "--processes", "2", "--coordinator", "127.0.0.1:23456"] for _ in range(2)]
+    expected = [[*words, "--process-id", str(i)] for i, words in enumerate(given)]
+    assert sorted(machine.records(), key=lambda words: words[-1]) == expected
+
+
+def test_local_with_restarts(machine):
+    words = ["--processes", "1", "--port", "23456", "--devices", "2", "--restarts", "1"]
+    assert machine.run("local", *words, "--", RECIPE, *HOSTILE).returncode == 0
+    assert machine.records()[0][: 2 + len(HOSTILE)] == ["train", RECIPE, *HOSTILE]
+
+
+def test_slurm(machine):
+    """Slurm hands the words behind the script to it, and srun those behind the program to that."""
+    machine.put("sbatch", 'while [[ $1 = -* ]]; do shift; done; SLURM_JOB_ID=7 exec bash "$@"')
+    machine.put("srun", 'while [[ $1 = -* ]]; do shift; done; exec "$@"')
+    done = machine.run("slurm", "--gpus", "0", "--", RECIPE, *HOSTILE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert machine.records() == [["train", RECIPE, *HOSTILE]]
+
+
+@pytest.mark.parametrize("kind", ["xpk", "kubectl"])
+def test_gke(machine, kind):
+    """Both hand a script to bash in the container; xpk within braces of its own."""
+    if kind == "xpk":
+        machine.put("xpk", 'printf %s "${@: -1}" >"$HOME/given"')
+    else:
+        machine.put("kubectl", 'cat >"$HOME/given"')
+    assert machine.run(*REMOTE[kind], "--", RECIPE, *HOSTILE).returncode == 0
+    given = (machine.home / "given").read_text()
+    assert given.isascii()
+    if kind == "xpk":
+        command = ["bash", "-c", f"({given.removeprefix('--command=')}) & PID=$$!; wait $PID; exit $?\n"]
+    else:
+        job = yaml.safe_load(given)["spec"]["replicatedJobs"][0]["template"]["spec"]
+        command = job["template"]["spec"]["containers"][0]["command"]
+    variables = {"HOME": "wrong", "id": "wrong"}
+    assert machine.run(*(expanded(word, variables) for word in command)).returncode == 0
+    assert machine.records() == [["train", TRAVELLED, *HOSTILE, "--output", "/runs/a"]]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_skypilot(machine, nodes):
+    """SkyPilot sets the variables of --env, and runs the task's script with bash in a copy of the checkout."""
+    machine.put("sky", RECORDS)
+    launcher, *options = REMOTE["skypilot"]
+    assert machine.run(launcher, *options, "--nodes", str(nodes), "--", RECIPE, *HOSTILE).returncode == 0
+    [words] = machine.records()
+    variables = dict(word.removeprefix("--env=").split("=", 1) for word in words if word.startswith("--env="))
+    task = yaml.safe_load(Path(words[-1]).read_text())
+    assert set(task["envs"]) == set(variables)
+    sky = {"NUM_NODES": str(nodes), "NODE_RANK": "1", "NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    sky = {f"SKYPILOT_{name}": value for name, value in sky.items()}
+    script = machine.run("bash", "-c", task["run"], cwd=ROOT, env=machine.environment | variables | sky)
+    assert (script.returncode, script.stderr) == (0, "")
+    of_two = ["--processes", "2", "--process-id", "1", "--coordinator", "10.0.0.1:8476"]
+    expected = ["train", TRAVELLED, *HOSTILE, "--output", "/runs/a", *(of_two if nodes == 2 else [])]
+    assert machine.records()[1:] == [expected]
