@@ -99,8 +99,10 @@ def _collective(operation: Operation, count: int, domains: Sequence[int]) -> Col
         return Collective(kind, sizes[0], slices, count, operation.source, slices)
     kind = operation.kind.removesuffix("-start")
     devices, spread = _meeting(operation.attributes, domains)
-    # The start of a gather holds its operand beside its result.
-    whole = max(sizes) if operation.kind != kind and kind != "all-reduce" else sum(sizes)
+    whole = sum(sizes)
+    if operation.kind != kind and (kind != "all-reduce" or operation.type.startswith("((")):
+        inputs = len(operation.operands)  # the start of most holds its operands before its results
+        whole = sum(sizes[inputs : 2 * inputs])
     whole *= devices if kind == "reduce-scatter" else 1
     return Collective(kind, whole, devices, count, operation.source, spread)
 

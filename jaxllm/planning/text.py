@@ -154,8 +154,8 @@ LOUD = ("while", "conditional", "call")
 
 
 def called(operation: Operation) -> Iterator[str]:
-    """The computations that an operation names."""
-    if "=" in operation.attributes:
+    """The computations that an operation runs. The end of an asynchronous one names what its start ran."""
+    if "=" in operation.attributes and not operation.kind.endswith(("-done", "-update")):
         yield from CALLED.findall(operation.attributes)
         for names in BRANCHES.findall(operation.attributes):
             yield from (name.strip().lstrip("%") for name in names.split(","))
