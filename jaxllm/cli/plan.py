@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
 
         ranking = search(config, machine, options.tries)
         print(json.dumps(ranking, indent=1)) if options.json else show_ranking(ranking)
-        return 0 if any(row["fits"] for row in ranking["ranked"]) else 1
+        return 0 if any(row["fits"] is not False for row in ranking["ranked"]) else 1
     from jaxllm.planning.compilation import compile_step
     from jaxllm.planning.report import describe, show
 

@@ -13,6 +13,12 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 ACROSS = re.compile(r'_xla_megascale_target="\{([\d,]*)\}.*_xla_megascale_transfer_type="(\w+)"')
 """How a TPU program of several slices writes what it sends over the data centre's network, in place of a collective."""
 
+MESH = re.compile(
+    r"replica_groups=mesh\[(?P<sizes>[^\]]*)\](?:, device_ids=\(\[(?P<dims>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))?"
+    r" \{(?P<axes>[^}]*)\}"
+)
+"""Groups along axes of a mesh, whose devices may be numbered in another order."""
+
 
 @dataclass(frozen=True)
 class Collective:
@@ -116,15 +122,16 @@ def _meeting(attributes: str, domains: Sequence[int]) -> tuple[int, int]:
 
 def _groups(attributes: str) -> tuple[int, list[tuple[int, ...]]]:
     """Devices in one group, and all groups, in any of the ways in which XLA writes them."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:\([^)]*\))?[^{]*\{([^}]*)\}", attributes):
-        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        axes = re.findall(r"'([^']+)'", mesh[2])
+    if mesh := MESH.search(attributes):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh["sizes"])}
+        axes = re.findall(r"'([^']+)'", mesh["axes"])
         order = [axis for axis in sizes if axis not in axes] + [axis for axis in sizes if axis in axes]
-        return _cut(_transposed(list(sizes.values()), [list(sizes).index(axis) for axis in order]), sizes, axes)
+        places = _transposed(list(sizes.values()), [list(sizes).index(axis) for axis in order])
+        devices = _iota(mesh["dims"], mesh["order"]) if mesh["dims"] else list(range(len(places)))
+        size = math.prod(sizes[axis] for axis in axes)
+        return size, _rows([devices[place] for place in places], size)
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        dims = [int(n) for n in iota[2].split(",")]
-        order = [int(n) for n in iota[3].split(",")] if iota[3] else list(range(len(dims)))
-        return int(iota[1]), _rows(_transposed(dims, order), int(iota[1]))
+        return int(iota[1]), _rows(_iota(iota[2], iota[3]), int(iota[1]))
     if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes):
         groups = [tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
         return len(groups[0]), groups
@@ -133,9 +140,10 @@ def _groups(attributes: str) -> tuple[int, list[tuple[int, ...]]]:
     raise ValueError(f"unknown groups of devices: {attributes.strip():.300}")
 
 
-def _cut(flat: list[int], sizes: dict[str, int], axes: list[str]) -> tuple[int, list[tuple[int, ...]]]:
-    size = math.prod(sizes[axis] for axis in axes)
-    return size, _rows(flat, size)
+def _iota(dims: str, order: str | None) -> list[int]:
+    """The devices that XLA writes as `[2,4]T(1,0)`."""
+    sizes = [int(n) for n in dims.split(",")]
+    return _transposed(sizes, [int(n) for n in order.split(",")] if order else list(range(len(sizes))))
 
 
 def _rows(flat: list[int], size: int) -> list[tuple[int, ...]]:

@@ -43,8 +43,9 @@ def search(
     """Ranks the candidates: guesses at all, drops those that cannot fit, compiles the best `tries`.
 
     Returns:
-        `{"tried", "too_large", "not_compiled", "ranked": [plan of `describe` with "guess", ...]}`, fitting ones first,
-        then by the slower end of the predicted time, which the cheap model's guess takes the place of on CPU.
+        `{"tried", "too_large", "not_compiled", "failed", "ranked": [plan of `describe` with "guess", ...]}`, fitting
+        ones first, then by the slower end of the predicted time, or on CPU by the guess at memory. `failed` tells of
+        variants that could not be traced or compiled.
 
     Raises:
         UserError: nothing holds together on the machine, or nothing can fit.
@@ -65,17 +66,28 @@ def search(
             f"each device; take a larger topology than {asked.name}, or a smaller model or batch"
         )
     fitting.sort(key=lambda pair: (pair[1].seconds, pair[1].bytes))
-    plans = []
+    plans: list[Plain] = []
+    failed: list[str] = []
     for variant, cheap in fitting[:tries]:
-        plans.append({**describe(compile(variant, asked), asked), "guess": cheap._asdict()})
+        try:
+            plans.append({**describe(compile(variant, asked), asked), "guess": cheap._asdict()})
+        except Exception as error:  # one variant must not lose the minutes that went into the others
+            failed.append(f"{_short(variant)}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
     plans.sort(key=_rank)
     return {
         "topology": asked.name,
         "tried": len(guessed),
         "too_large": len(guessed) - len(fitting),
         "not_compiled": max(0, len(fitting) - tries),
+        "failed": failed,
         "ranked": plans,
     }
+
+
+def _short(config: RunConfig) -> str:
+    mesh, train = config.mesh, config.train
+    sizes = " x ".join(f"{name} {value}" for name, value in vars(mesh).items())
+    return f"{sizes}, accumulate {train.accumulate}, remat {train.remat}"
 
 
 def _rank(plan: Plain) -> tuple[bool, float]:
@@ -116,6 +128,8 @@ def show_ranking(ranking: Plain, console: Console | None = None) -> None:
     for plan in ranking["ranked"]:
         table.add_row(*_cells(plan))
     out.print(table)
+    for line in ranking["failed"]:
+        out.print(f"failed: {line}", highlight=False, markup=False, soft_wrap=True)
     out.print(
         f"{ranking['tried']:,} variants: {ranking['too_large']:,} cannot fit, {ranking['not_compiled']:,} come later "
         f"in the cheap model and were not compiled (--tries compiles more)",

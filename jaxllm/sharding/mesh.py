@@ -40,10 +40,5 @@ def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Any:
         left //= across[-1]
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    if left > 1:
-        asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(
-            f"mesh: {asked} cannot be laid over {slices} slices; make mesh.{AXES[0]} a multiple of {slices}"
-        )
     within = [size // n for size, n in zip(sizes, across, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)

@@ -181,6 +181,8 @@ def only(line: str, domains=()) -> list[Collective]:
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4, 1),
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}", 2, 2),
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8, 2),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", 4, 1),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", 2, 2),
     ],
 )
 def test_the_link_follows_from_the_groups_however_they_are_written(groups, devices, domains):
