@@ -47,7 +47,7 @@ def saved_per_token(model: TransformerConfig, remat: str) -> float:
 def _bytes(config: RunConfig) -> float:
     model, mesh, train = config.model, config.mesh, config.train
     kept = memory(model, config.optimizer, ema=train.ema_decay is not None)
-    stage = zero_stage(config)
+    stage = config.mesh.zero_stage
     cut = [mesh.fsdp if stage >= needed else 1 for needed in (3, 2, 1)]
     state = kept.parameters / cut[0] + kept.gradients / cut[1] + (kept.optimizer + kept.ema) / cut[2]
     table = decoder_table(model)
@@ -68,9 +68,7 @@ def _seconds(config: RunConfig, asked: Target) -> float:
     flops = flops_per_token(model, config.data.sequence_length).total * (1 + RECOMPUTED.get(train.remat, 0.05))
     computing = tokens * flops / mesh.tensor / (chip.peak_flops / chip.devices * chip.product_share)
     numbers = sum(p.size for p in decoder_table(model).values()) / mesh.tensor
-    rounds = train.accumulate if zero_stage(config) == 3 else 1
-    scatters = train.accumulate if zero_stage(config) >= 2 else 1
-    fast = (2 * rounds * NARROW + scatters * WIDE) * numbers if mesh.fsdp > 1 else 0.0
+    fast = _sent(config.mesh.zero_stage, train.accumulate) * numbers if mesh.fsdp > 1 else 0.0
     fast += 8 * NARROW * tokens * model.width * model.layers if mesh.tensor > 1 else 0.0
     across = 2 * WIDE * numbers / mesh.fsdp if mesh.data > 1 else 0.0
     slow = across if asked.domains > 1 else 0.0
@@ -79,6 +77,10 @@ def _seconds(config: RunConfig, asked: Target) -> float:
     return max(computing, networks) + 0.25 * min(computing, networks)
 
 
-def zero_stage(config: RunConfig) -> int:
-    """What is cut along fsdp: parameters too (3), gradients too (2), the optimizer's state (1), nothing (0)."""
-    return getattr(config.mesh, "zero_stage", 3)
+def _sent(stage: int, parts: int) -> float:
+    """Bytes that a device sends along fsdp for each parameter, in `parts` microbatches."""
+    if stage == 3:  # gathered forward and backward, the gradient scattered
+        return parts * (2 * NARROW + WIDE)
+    if stage == 2:  # the gradient scattered, the parameter gathered after the step
+        return parts * WIDE + WIDE
+    return 2 * WIDE

@@ -5,9 +5,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jaxllm.config import RunConfig
+from jaxllm.models.table import decoder_table
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.text import Operation, called
+from jaxllm.sharding.rules import param_specs
+from jaxllm.sharding.zero import parameter_specs
 from jaxllm.train.state import State
 
 IN_PLACE = frozenset(
@@ -56,7 +62,7 @@ def memory_of(compiled: Compiled) -> Memory:
     """The memory of a compiled step, by group."""
     state, sizes = compiled.state, compiled.sizes
     parameters, optimizer, ema = (device_bytes(tree) for tree in (state.params, state.opt_state, state.ema))
-    gradients = min(gradient_bytes(state), sizes.temporary)
+    gradients = min(gradient_bytes(compiled.config, state), sizes.temporary)
     return Memory(
         parameters=parameters,
         gradients=gradients,
@@ -74,9 +80,16 @@ def device_bytes(tree: Any) -> int:
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def gradient_bytes(state: State) -> int:
-    """Of all gradients on one device; they are kept like the parameters."""
-    return device_bytes(state.params)
+def gradient_bytes(config: RunConfig, state: State) -> int:
+    """Of all gradients on one device, cut as the ZeRO stage says (`sharding/zero.py`)."""
+    table, stage = decoder_table(config.model), config.mesh.zero_stage
+    specs = param_specs(table) if stage >= 2 else parameter_specs(table, stage)
+
+    def cut(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(leaf.sharding.mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return device_bytes(jax.tree.map(cut, state.params, specs))
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxllm.config import AXES
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.memory import Memory, Tensor, largest, memory_of, refused
 from jaxllm.planning.predict import model_flops, predict
@@ -27,7 +28,8 @@ def describe(outcome: Compiled | TooLarge, asked: Target) -> Plain:
         "topology": asked.name,
         "chips": asked.chips,
         "devices": asked.devices,
-        "mesh": {axis: getattr(mesh, axis) for axis in vars(mesh)},
+        "mesh": {axis: getattr(mesh, axis) for axis in AXES},
+        "zero_stage": mesh.zero_stage,
         "batch_size": outcome.config.train.batch_size,
         "accumulate": outcome.config.train.accumulate,
         "sequence_length": outcome.config.data.sequence_length,
@@ -101,9 +103,9 @@ def show(plan: Plain, console: Console | None = None) -> None:
     run = plan["run"]
     mesh = " x ".join(f"{axis} {size}" for axis, size in run["mesh"].items())
     out.print(
-        f"'{run['name']}' on {run['topology']}: {run['chips']:,} chips, {mesh}, {run['batch_size']:,} rows of "
-        f"{run['sequence_length']:,} tokens in {run['accumulate']} part(s), remat {run['remat']}, "
-        f"{run['compute_dtype']}",
+        f"'{run['name']}' on {run['topology']}: {run['chips']:,} chips, {mesh}, ZeRO stage {run['zero_stage']}, "
+        f"{run['batch_size']:,} rows of {run['sequence_length']:,} tokens in {run['accumulate']} part(s), "
+        f"remat {run['remat']}, {run['compute_dtype']}",
         highlight=False,
         soft_wrap=True,
     )

@@ -29,8 +29,8 @@ def candidates(config: RunConfig, asked: Target) -> Iterator[RunConfig]:
     for mesh in _meshes(config.mesh, asked):
         for parts in _divisors(config.train.batch_size):
             for policy in policies:
-                for stage in stages if mesh.fsdp > 1 and stages else (None,):
-                    cut = mesh if stage is None else _with_stage(mesh, stage)
+                for stage in stages if mesh.fsdp > 1 else [mesh.zero_stage]:
+                    cut = dataclasses.replace(mesh, zero_stage=stage)
                     train = dataclasses.replace(config.train, accumulate=parts, remat=policy)
                     variant = dataclasses.replace(config, mesh=cut, train=train)
                     if not any(problems(variant, asked.devices)):
@@ -96,9 +96,8 @@ def _rank(plan: Plain) -> tuple[bool, float]:
 
 
 def _choices(cls: type, field: str) -> tuple[Any, ...]:
-    """What a field with a closed list of values takes; none where there is no such field."""
-    hint = typing.get_type_hints(cls).get(field)
-    return typing.get_args(hint) if hint is not None else ()
+    """What a field with a closed list of values takes."""
+    return typing.get_args(typing.get_type_hints(cls)[field])
 
 
 def _meshes(mesh: MeshConfig, asked: Target) -> Iterator[MeshConfig]:
@@ -110,11 +109,6 @@ def _meshes(mesh: MeshConfig, asked: Target) -> Iterator[MeshConfig]:
                 yield dataclasses.replace(mesh, data=data, fsdp=asked.devices // tensor // data, tensor=tensor)
 
 
-def _with_stage(mesh: MeshConfig, stage: int) -> MeshConfig:
-    values: dict[str, Any] = {"zero_stage": stage}
-    return dataclasses.replace(mesh, **values)
-
-
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
@@ -123,7 +117,7 @@ def show_ranking(ranking: Plain, console: Console | None = None) -> None:
     """Prints what `search` gave."""
     out = console or Console()
     table = Table(title=f"The best for {ranking['topology']}", title_justify="left", title_style="")
-    for column in ("mesh", "rows at once x parts", "remat", "memory", "tokens/s a chip", "MFU", "bound"):
+    for column in ("mesh", "ZeRO", "rows at once x parts", "remat", "memory", "tokens/s a chip", "MFU", "bound"):
         table.add_column(column)
     for plan in ranking["ranked"]:
         table.add_row(*_cells(plan))
@@ -142,7 +136,7 @@ def _cells(plan: Plain) -> list[str]:
     run, memory, prediction = plan["run"], plan["memory"], plan.get("prediction")
     mesh = " ".join(f"{axis} {count}" for axis, count in run["mesh"].items())
     at_once = run["batch_size"] // run["accumulate"] // (run["mesh"]["data"] * run["mesh"]["fsdp"])
-    cells = [mesh, f"{at_once} x {run['accumulate']}", run["remat"]]
+    cells = [mesh, str(run["zero_stage"]), f"{at_once} x {run['accumulate']}", run["remat"]]
     if plan["fits"] is False:
         return [*cells, f"{size(memory.get('peak', memory.get('needed')))}: does not fit", "", "", ""]
     cells.append(size(memory["peak"]))

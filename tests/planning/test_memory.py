@@ -1,27 +1,43 @@
 """Memory by group against exact sums."""
 
-import jax
+import dataclasses
 
+import jax
+import pytest
+
+from jaxllm.config import MeshConfig
 from jaxllm.models.table import decoder_table
 from jaxllm.planning.compilation import Allocation, TooLarge
-from jaxllm.planning.memory import device_bytes, largest, memory_of, refused, short_name, state_tensors
+from jaxllm.planning.memory import device_bytes, gradient_bytes, largest, memory_of, refused, short_name, state_tensors
 from jaxllm.planning.text import parse
+from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import spec
+from jaxllm.train.state import abstract_state
+
+
+def sizes(config):
+    """Parameters that can be cut, and those that cannot."""
+    leaves = decoder_table(config.model).values()
+    cut = sum(leaf.size for leaf in leaves if "fsdp" in spec(leaf.axes))
+    return cut, sum(leaf.size for leaf in leaves) - cut
 
 
 def test_the_state_is_cut_as_the_rules_say(compiled, config):
-    cut = whole = 0
-    for leaf in decoder_table(config.model).values():
-        if "fsdp" in spec(leaf.axes):
-            cut += leaf.size
-        else:
-            whole += leaf.size
+    cut, whole = sizes(config)
     parameters = 4 * (cut // 4 + whole)
     found = memory_of(compiled)
     assert found.parameters == found.gradients == parameters
     assert found.optimizer == 2 * parameters + 4 * 2  # two moments and two counters
     assert found.ema == found.code == 0
     assert found.state == 3 * parameters + 8
+
+
+@pytest.mark.parametrize(("stage", "parts"), [(0, 1), (1, 1), (2, 4), (3, 4)])
+def test_gradients_are_cut_from_stage_two_on(config, stage, parts):
+    run = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=4, zero_stage=stage))
+    cut, whole = sizes(run)
+    found = gradient_bytes(run, abstract_state(run, make_mesh(run.mesh)))
+    assert found == 4 * (cut // parts + whole)
 
 
 def test_the_groups_add_up_to_the_compilers_sizes(compiled):

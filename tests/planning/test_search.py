@@ -42,7 +42,7 @@ def fake(seconds):
     def describe(config, machine):
         time, mesh, train = seconds(config), config.mesh, config.train
         run = {"mesh": {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}, "remat": train.remat}
-        run |= {"batch_size": train.batch_size, "accumulate": train.accumulate}
+        run |= {"zero_stage": mesh.zero_stage, "batch_size": train.batch_size, "accumulate": train.accumulate}
         if time is None:
             return {"run": run, "fits": False, "memory": {"needed": 2**34}}
         pair = [1.0, 2.0]
@@ -58,6 +58,7 @@ def test_every_candidate_holds_together_and_keeps_the_batch():
     assert {c.train.batch_size for c in found} == {16}
     assert {c.train.remat for c in found} >= {"none", "dots", "full"}
     assert {c.mesh.tensor for c in found} == {1, 2, 4}  # of 4 heads
+    assert {c.mesh.zero_stage for c in found if c.mesh.fsdp > 1} == {0, 1, 2, 3}
     assert all(c.mesh.data * c.mesh.fsdp * c.mesh.tensor == 16 for c in found)
     assert len({(c.mesh, c.train) for c in found}) == len(found)
 
@@ -93,7 +94,7 @@ def test_a_variant_that_fails_is_told_and_loses_no_other(capsys):
             raise TypeError("cannot be traced\nat length")
         return config
 
-    ranking = search(TINY, V5E, 66, compile=compile, describe=fake(lambda config: 1.0)[1]["describe"])
+    ranking = search(TINY, V5E, 300, compile=compile, describe=fake(lambda config: 1.0)[1]["describe"])
     assert 0 < len(ranking["failed"]) < len(ranking["ranked"])
     assert all("remat full: TypeError: cannot be traced" in line for line in ranking["failed"])
     assert all(plan["run"]["remat"] != "full" for plan in ranking["ranked"])
@@ -132,6 +133,9 @@ def test_the_table_names_mesh_rows_policy_and_what_does_not_fit(capsys):
         (trained(cut(LARGE, fsdp=16), remat="full"), trained(cut(LARGE, fsdp=16), remat="dots")),
         (trained(cut(LARGE, fsdp=16), remat="dots"), trained(cut(LARGE, fsdp=16), remat="none")),
         (trained(cut(LARGE, fsdp=16), accumulate=4), cut(LARGE, fsdp=16)),
+        (cut(LARGE, fsdp=16), cut(LARGE, fsdp=16, zero_stage=2)),
+        (cut(LARGE, fsdp=16, zero_stage=2), cut(LARGE, fsdp=16, zero_stage=1)),
+        (cut(LARGE, fsdp=16, zero_stage=1), cut(LARGE, fsdp=16, zero_stage=0)),
         (trained(cut(LARGE, fsdp=16), loss_chunk=1024), cut(LARGE, fsdp=16)),
     ],
 )
