@@ -84,7 +84,7 @@ def key(row: Row) -> str:
 
 
 def finished(path: Path) -> dict[str, Any]:
-    """The plans in the file, the last of each; a line that was cut short is left out."""
+    """The plans in the file, the last of each; left out are those that failed, and a line that was cut short."""
     done = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -92,7 +92,7 @@ def finished(path: Path) -> dict[str, Any]:
         except json.JSONDecodeError:
             continue
         done[made["key"]] = made["plan"]
-    return done
+    return {key: plan for key, plan in done.items() if "error" not in plan}
 
 
 def plan(row: Row, python: str) -> Any:

@@ -5,13 +5,14 @@ import dataclasses
 import re
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from jaxllm.config import RunConfig
+from jaxllm.config import RunConfig, UserError
 from jaxllm.planning.text import Program, parse
 from jaxllm.planning.topology import Target, devices, domains_of
 from jaxllm.sharding.mesh import make_mesh
@@ -91,7 +92,7 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     """The training step of `config`, compiled for the machine `asked`. Takes seconds to minutes, and no accelerator.
 
     Raises:
-        UserError: the mesh cannot be laid over the machine.
+        UserError: the mesh cannot be laid over the machine, or the TPU compiler fails.
     """
     config = for_platform(config, asked.chip.platform)
     mesh = make_mesh(config.mesh, devices(asked))
@@ -104,13 +105,21 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return too_large(config, state, str(error))
+        if asked.chip.platform != "tpu":
             raise
-        return too_large(config, state, str(error))
+        raise UserError(f"{_failed(asked)}: {str(error).partition(chr(10))[0]}") from error
     end = time.monotonic()
     domains = domains_of(list(mesh.devices.flat), asked)
     sizes = _sizes(compiled.memory_analysis(), asked.chip.platform)
     return Compiled(config, state, parse(compiled.as_text()), sizes, domains, middle - begin, end - middle)
+
+
+def _failed(asked: Target) -> str:
+    """libtpu is chosen apart from jax here, and some pairs read each other's programs wrongly."""
+    versions = f"jax {version('jax')} and libtpu {version('libtpu')}"
+    return f"--topology {asked.name}: the compiler failed with {versions}, which may not go together"
 
 
 def _sizes(stats: Any, platform: str) -> Sizes:

@@ -5,11 +5,13 @@ import dataclasses
 import jax
 import pytest
 
-from jaxllm.config import SourceConfig, TokenizerConfig
+from jaxllm.config import SourceConfig, TokenizerConfig, UserError
 from jaxllm.data.corpus import prepare_corpus
 from jaxllm.data.loader import Loader
-from jaxllm.planning.compilation import TooLarge, abstract_batch, for_platform, too_large
+from jaxllm.planning import compilation
+from jaxllm.planning.compilation import TooLarge, abstract_batch, compile_step, for_platform, too_large
 from jaxllm.planning.compilation import _made_for as made_for
+from jaxllm.planning.topology import target
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train.state import abstract_state
 
@@ -92,3 +94,41 @@ def test_a_refusal_names_the_largest_allocations_where_the_compiler_does(config)
     assert first.source.endswith("mlp/dot_general")
     assert (second.bytes, second.source) == (500 * 2**20, "")
     assert too_large(config, state, EARLY).largest == []
+
+
+class Refusing:
+    """A lowered step whose compilation fails."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def lower(self, *arguments):
+        return self
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Sets how the compiler fails."""
+    monkeypatch.setattr(compilation, "version", lambda name: "1.2")
+    monkeypatch.setattr(compilation, "devices", lambda asked: jax.devices())
+    return lambda message: monkeypatch.setattr(compilation, "make_step", lambda config, mesh: Refusing(message))
+
+
+def test_a_compiler_that_fails_is_told_with_the_versions(config, failing):
+    failing("INTERNAL: RET_CHECK failure\nmore")
+    with pytest.raises(
+        UserError, match=r"v5e:2x4: .* jax 1.2 and libtpu 1.2, which may not go together: INTERNAL: RET_CHE"
+    ):
+        compile_step(config, target("v5e:2x4"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        compile_step(config, target("cpu:8"))
+
+
+def test_a_step_that_the_compiler_finds_too_large_is_an_outcome(config, failing):
+    failing(EARLY)
+    outcome = compile_step(config, target("v5e:2x4"))
+    assert isinstance(outcome, TooLarge)
+    assert outcome.config.train.compute_dtype == "bfloat16"
