@@ -34,6 +34,9 @@ class Chip:
     """Cycles a second, to read the TPU compiler's own estimates; 0 has none."""
     product_share: float = 0.8
     """Share of the peak that one large bfloat16 product reaches."""
+    usable: float = 1.0
+    """Share of the memory that programs are given. jax takes 75 % of a GPU's, unless XLA_PYTHON_CLIENT_MEM_FRACTION says
+    else; the TPU compiler refuses what is too much by itself."""
     ring: int = 1
     """Length of a side of a slice from which its ends are joined, which doubles what it carries; 1 is always."""
 
@@ -110,6 +113,7 @@ CHIPS: dict[str, Chip] = {
         fast="NVLink",
         slow="network",
         product_share=0.75,
+        usable=0.75,
     ),
     "cpu": Chip(
         platform="cpu",

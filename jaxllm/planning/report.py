@@ -45,7 +45,7 @@ def describe(outcome: Compiled | TooLarge, asked: Target) -> Plain:
             "largest": _plain(refused(outcome)),
             "refused": outcome.message,
         }
-    memory_there = asked.chip.memory_bytes / asked.chip.devices
+    memory_there = asked.memory_bytes
     parts = memory_of(outcome)
     done = work(outcome.program)
     met = collectives(outcome.program, outcome.domains)

@@ -57,7 +57,7 @@ def search(
             f"--search: no mesh of {asked.devices} devices holds together with train.batch_size = "
             f"{config.train.batch_size} and the sizes of the model; a batch of a multiple of {asked.devices} would do"
         )
-    there = asked.chip.memory_bytes / asked.chip.devices
+    there = asked.memory_bytes
     fitting = [(v, g) for v, g in guessed if not there or g.bytes <= SLACK * there]
     if not fitting:
         least = min(g.bytes for _, g in guessed)

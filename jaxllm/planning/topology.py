@@ -60,6 +60,11 @@ class Target:
         return self.chips * self.chip.devices
 
     @property
+    def memory_bytes(self) -> float:
+        """Of the main memory that one device gives to programs; 0 where it is not known."""
+        return self.chip.memory_bytes * self.chip.usable / self.chip.devices
+
+    @property
     def link_bandwidth(self) -> float:
         """Bytes a second that one device sends to others of its slice or host, over all links.
 
