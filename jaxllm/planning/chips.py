@@ -35,8 +35,8 @@ class Chip:
     product_share: float = 0.8
     """Share of the peak that one large bfloat16 product reaches."""
     usable: float = 1.0
-    """Share of the memory that programs are given. jax takes 75 % of a GPU's, unless XLA_PYTHON_CLIENT_MEM_FRACTION says
-    else; the TPU compiler refuses what is too much by itself."""
+    """Share of the memory that programs are given. jax takes 75 % of a GPU's where XLA_PYTHON_CLIENT_MEM_FRACTION is
+    not set; the TPU compiler refuses what is too much by itself."""
     ring: int = 1
     """Length of a side of a slice from which its ends are joined, which doubles what it carries; 1 is always."""
 
