@@ -47,6 +47,13 @@ def model_flops(config: RunConfig) -> int:
     return tokens * flops_per_token(config.model, config.data.sequence_length).total
 
 
+def visible_share(config: RunConfig) -> float:
+    """Of all pairs of a query and a key in a row, those that attention sees: about half, or fewer in a window."""
+    model, length = config.model, config.data.sequence_length
+    every = 12 * model.layers * model.heads * model.head_dim * length
+    return flops_per_token(model, length).attention / every
+
+
 def predict(config: RunConfig, asked: Target, work: Work, collectives: list[Collective]) -> Prediction | None:
     """The range of a step's time; none for a chip without public figures (CPU)."""
     chip = asked.chip

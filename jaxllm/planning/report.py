@@ -9,7 +9,7 @@ from rich.table import Table
 from jaxllm.config import AXES
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.memory import Memory, Tensor, largest, memory_of, refused
-from jaxllm.planning.predict import model_flops, predict
+from jaxllm.planning.predict import model_flops, predict, visible_share
 from jaxllm.planning.program import Collective, collectives
 from jaxllm.planning.topology import Target
 from jaxllm.planning.work import work
@@ -47,7 +47,7 @@ def describe(outcome: Compiled | TooLarge, asked: Target) -> Plain:
         }
     memory_there = asked.memory_bytes
     parts = memory_of(outcome)
-    done = work(outcome.program)
+    done = work(outcome.program, visible_share(outcome.config))
     met = collectives(outcome.program, outcome.domains)
     needed = model_flops(outcome.config)
     prediction = predict(outcome.config, asked, done, met)

@@ -136,6 +136,9 @@ def parse(text: str) -> Program:
         elif found := OPERATION.match(line):
             operation = _operation(found)
             body[operation.name] = operation
+        elif body and line.strip("} "):  # a kernel's metadata breaks the line of its operation
+            last = next(reversed(body.values()))
+            body[last.name] = last._replace(attributes=f"{last.attributes}\n{line}")
     runs = dict.fromkeys(computations, 0)
 
     def visit(name: str, times: int) -> None:

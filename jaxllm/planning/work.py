@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxllm.planning.kernels import kernel_flops
 from jaxllm.planning.text import Array, Operation, Program, called
 
 FREE = frozenset(
@@ -24,22 +25,25 @@ class Work(NamedTuple):
     flops: int
     """Of matrix products and convolutions, two for each multiplication and addition."""
     kernel_flops: int
-    """Of kernels that state their cost (Pallas); part of `flops`. One that states none counts nothing."""
+    """Of attention kernels, and others that state their cost; part of `flops`. One that is not known counts nothing."""
     memory_bytes: int
     """Read from and written to the main memory, as if each operation read all of its inputs once."""
     cycles: int
     """The sum of the TPU compiler's own estimates; custom calls and waiting for others are not in it; 0 elsewhere."""
 
 
-def work(program: Program) -> Work:
-    """Adds up what each operation does, times how often it runs."""
+def work(program: Program, visible: float = 1.0) -> Work:
+    """Adds up what each operation does, times how often it runs.
+
+    `visible` is the share of all pairs of a query and a key that attention kernels see.
+    """
     flops = kernels = moved = cycles = 0
     for computation, operation, runs in program.operations():
         body = program.computations[computation]
         if operation.kind in ("dot", "convolution"):
             flops += runs * product_flops(operation, body)
         elif operation.kind == "custom-call":
-            kernels += runs * _stated_flops(operation)
+            kernels += runs * kernel_flops(operation, body, visible)
         if computation not in program.fused:
             moved += runs * _moved(operation, body, program)
             estimate = re.search(r'"estimated_cycles":"(\d+)"', operation.attributes)
@@ -97,12 +101,6 @@ def _meets(sizes: list[int], window: dict[str, str]) -> int:
         places = (place * stride + element * spread - low for place in range(out))
         count += sum(1 for at in places if 0 <= at <= last and at % dilate == 0)
     return count
-
-
-def _stated_flops(operation: Operation) -> int:
-    """What a kernel says that it costs (`pl.CostEstimate`); XLA's own calls of libraries say nothing."""
-    stated = re.search(r'"?cost_estimate"?:\s*\{[^}]*?"?flops"?:\s*"?(\d+)', operation.attributes)
-    return int(stated[1]) if stated else 0
 
 
 def _array(operation: Operation) -> Array:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxllm.models.summary import flops_per_token
-from jaxllm.planning.predict import BUSY, model_flops, predict
+from jaxllm.planning.predict import BUSY, model_flops, predict, visible_share
 from jaxllm.planning.program import Collective
 from jaxllm.planning.topology import target
 from jaxllm.planning.work import Work
@@ -76,3 +76,11 @@ def test_a_step_on_one_chip_needs_no_links(config):
     one = target("v5e:1x1")
     run = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=1))
     assert predict(run, one, NOTHING._replace(flops=1), []).parts["ICI"] == 0
+
+
+def test_attention_sees_half_of_all_pairs_and_less_in_a_window(config):
+    assert visible_share(config) == pytest.approx((32 + 1) / 2 / 32)
+    model = dataclasses.replace(config.model, sliding_window=8)
+    assert visible_share(dataclasses.replace(config, model=model)) == pytest.approx(
+        (8 * 9 / 2 + 24 * 8) / 32**2, rel=1e-3
+    )

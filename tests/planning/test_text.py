@@ -3,7 +3,7 @@
 import pytest
 
 from jaxllm.planning.text import Array, arrays, bits, parse
-from tests.planning.programs import ASYNC_GATHER, TWO_SLICES
+from tests.planning.programs import ASYNC_GATHER, SPLASH, TWO_SLICES
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,10 @@ def test_an_unscheduled_order_and_unnamed_sources_are_read():
     assert body["lt"].operands == ("i.1", "constant.4")
     assert body["constant.4"].source == "jit(step)/while/cond/lt"
     assert body["lt"].source == ""
+
+
+def test_a_line_that_a_kernels_metadata_breaks_is_one_operation():
+    body = parse(SPLASH).computations["main"]
+    assert list(body) == ["mask", "q", "k", "splash_mha_fwd_residuals.1", "splash_mha_dkv_no_residuals.1", "out"]
+    assert body["splash_mha_fwd_residuals.1"].source.endswith("splash_mha_fwd_residuals/pallas_call")
+    assert body["out"].is_root

@@ -7,7 +7,7 @@ import pytest
 from jaxllm.layers.attention import QUERY_BLOCK, causal_attention
 from jaxllm.planning.text import parse
 from jaxllm.planning.work import work
-from tests.planning.programs import ASYNC_GATHER, BATCHED_PRODUCT, KERNEL
+from tests.planning.programs import ASYNC_GATHER, BATCHED_PRODUCT, KERNEL, SPLASH
 
 
 def compiled(function, *shapes):
@@ -66,3 +66,22 @@ def test_a_loop_that_reads_a_slice_of_a_stack_moves_the_slice_and_not_the_stack(
     one = 4 * 1024
     moved = compiled(turns, (length, 1024), (1024,)).memory_bytes
     assert 3 * one * length <= moved <= (3 * length + 4) * one
+
+
+def test_attention_kernels_count_their_products_over_the_blocks_that_they_see():
+    one = 2 * 2 * 8 * 2048 * 2048 * 128
+    assert work(parse(SPLASH), visible=1.0).kernel_flops == (2 + 5) * one
+    blocks = 16 * 17 / 2 / 16**2  # of 128 queries and keys, up to the diagonal
+    assert work(parse(SPLASH), visible=0.5).kernel_flops == (2 + 5) * int(one * blocks)
+    unfused = SPLASH.replace("true", "false")
+    assert work(parse(unfused)).kernel_flops == (2 + 4) * one
+
+
+@pytest.mark.parametrize(("name", "products"), [("fmhaSoftmax", 2), ("fmhaSoftmaxBackward", 5), ("fmhaDropout", 2)])
+def test_attention_of_cudnn_counts_its_products(name, products):
+    program = f"""ENTRY %main (q: bf16[2,512,8,64]) -> bf16[2,512,8,64] {{
+  %q = bf16[2,512,8,64]{{3,2,1,0}} parameter(0)
+  ROOT %x = (bf16[2,8,512,64]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), custom_call_target="__cudnn${name}"
+}}
+"""
+    assert work(parse(program), 0.5).kernel_flops == products * 2 * 2 * 8 * 512 * 512 * 64 // 2
