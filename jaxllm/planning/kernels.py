@@ -28,7 +28,7 @@ def kernel_flops(operation: Operation, body: dict[str, Operation], visible: floa
         return 0
     queries, keys = _matrices(operation, body)[:2]
     rows, length = (-2, -2) if kind in ("fwd", "dq", "dkv", "fused") else (1, 1)  # cuDNN's are [B, T, N, H]
-    block = re.search(r'\\"block_kv\\": (\d+)', operation.attributes)
+    block = re.search(r'\\"block_kv\w*\\": (\d+)', operation.attributes)
     share = min(1.0, visible + (int(block[1]) / (2 * queries.shape[rows]) if block else 0.0))
     return int(PRODUCTS[kind] * 2 * queries.size * keys.shape[length] * share)
 
@@ -36,8 +36,8 @@ def kernel_flops(operation: Operation, body: dict[str, Operation], visible: floa
 def _attention(operation: Operation) -> str | None:
     """Which of `PRODUCTS` a call is."""
     if splash := SPLASH.search(f"{operation.name} {operation.source}"):
-        is_fused = splash[1] == "dkv" and r"\"use_fused_bwd_kernel\": true" in operation.attributes
-        return "fused" if is_fused else splash[1]
+        makes_dq_too = splash[1] == "dkv" and len(operation.arrays) > 2
+        return "fused" if makes_dq_too else splash[1]
     cudnn = re.search(r'custom_call_target="__cudnn\$fmha\w*?(Backward)?"', operation.attributes)
     return None if cudnn is None else f"fmha{cudnn[1] or ''}"
 

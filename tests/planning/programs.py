@@ -96,8 +96,8 @@ ENTRY %main (q: bf16[2,8,2048,128], k: bf16[2,8,2048,128]) -> bf16[2,8,2048,128]
   %splash_mha_fwd_residuals.1 = (bf16[2,8,2048,128]{3,2,1,0}, f32[2,8,2048,128]{3,2,1,0}) custom-call(%mask, %mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\"block_q\": 128, \"block_kv\": 128, \"use_fused_bwd_kernel\": false}"
 }}, metadata={op_name="jit(step)/splash_mha_fwd_residuals/pallas_call"}, backend_config={"custom_call_config":{"body":"TUw="}}
-  %splash_mha_dkv_no_residuals.1 = (bf16[2,8,2048,128]{3,2,1,0}, bf16[2,8,2048,128]{3,2,1,0}) custom-call(%mask, %mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
-"xprof_metadata":"{\"block_q\": 128, \"block_kv\": 128, \"use_fused_bwd_kernel\": true}"
+  %splash_mha_dkv_no_residuals.1 = (bf16[1,2,8,2048,128]{4,3,2,1,0}, bf16[2,8,2048,128]{3,2,1,0}, bf16[2,8,2048,128]{3,2,1,0}) custom-call(%mask, %mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q_dkv\": 128, \"block_kv_dkv\": 128}"
 }}, metadata={op_name="jit(step)/splash_mha_dkv_no_residuals/pallas_call"}, backend_config={"custom_call_config":{"body":"TUw="}}
   ROOT %out = bf16[2,8,2048,128]{3,2,1,0} get-tuple-element(%splash_mha_fwd_residuals.1), index=0
 }
