@@ -13,6 +13,9 @@ WIDE, NARROW = 4, 2
 RECOMPUTED = {"none": 0.0, "full": 0.33}
 """Share of the model's FLOPs done again, by remat policy; any other saves products, and does little again."""
 
+MOVED = 3 * NARROW + 2 * WIDE
+"""Bytes through the main memory for each parameter and microbatch: it is read three times, its gradient is added up."""
+
 SLACK = 1.3
 """A candidate is given up without compiling where the guess is over the memory by more than this."""
 
@@ -73,6 +76,8 @@ def _seconds(config: RunConfig, asked: Target) -> float:
     across = 2 * WIDE * numbers / mesh.fsdp if mesh.data > 1 else 0.0
     slow = across if asked.domains > 1 else 0.0
     fast += 0.0 if asked.domains > 1 else across
+    moved = numbers * (train.accumulate * MOVED + 5 * WIDE / (mesh.fsdp if config.mesh.zero_stage else 1))
+    computing = max(computing, moved / (chip.memory_bandwidth / chip.devices))
     networks = fast / (asked.link_bandwidth or float("inf")) + slow / (chip.slow_bandwidth / chip.devices)
     return max(computing, networks) + 0.25 * min(computing, networks)
 

@@ -65,7 +65,7 @@ def search(
             f"--search: nothing that was tried can fit: the smallest needs about {size(least)} of {size(there)} on "
             f"each device; take a larger topology than {asked.name}, or a smaller model or batch"
         )
-    fitting.sort(key=lambda pair: (pair[1].seconds, pair[1].bytes))
+    fitting.sort(key=lambda pair: (0 < there < pair[1].bytes, pair[1].seconds, pair[1].bytes))
     plans: list[Plain] = []
     failed: list[str] = []
     for variant, cheap in fitting[:tries]:

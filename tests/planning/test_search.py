@@ -80,6 +80,14 @@ def test_what_cannot_fit_is_not_compiled_and_the_best_of_the_others_are():
     assert {c.train.compute_dtype for c in asked} == {"bfloat16"}
 
 
+def test_what_may_just_not_fit_is_tried_after_all_that_should():
+    asked, parts = fake(lambda config: 1.0)
+    search(LARGE, V5E, 10_000, **parts)
+    over = [guess(c, V5E).bytes > 2**34 for c in asked]
+    assert True in over
+    assert over == sorted(over)
+
+
 def test_the_ranking_is_by_predicted_time_with_what_does_not_fit_last():
     times = iter([3.0, None, 1.0, 2.0])
     asked, parts = fake(lambda config: next(times))
@@ -146,6 +154,7 @@ def test_the_guess_at_memory_knows_what_saves_memory(small, large):
 def test_the_guess_at_time_knows_recomputation_and_slow_networks():
     whole = trained(cut(LARGE, fsdp=16), remat="full")
     assert guess(trained(whole, remat="none"), V5E).seconds < guess(whole, V5E).seconds
+    assert guess(whole, V5E).seconds < guess(trained(whole, accumulate=64), V5E).seconds
     two = target("2xv5e:4x4")
     near = cut(trained(LARGE, batch_size=32), data=2, fsdp=16)
     assert guess(near, two).seconds > guess(near, target("v5e:4x8")).seconds
