@@ -19,7 +19,7 @@ from jaxllm.train.state import State
 IN_PLACE = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
-        *("opt-barrier", "copy-start", "copy-done", "slice-start", "slice-done"),
+        *("opt-barrier", "copy-start", "slice-start", "send"),
     )
 )
 """Operations whose results are other operations' memory, or a part of it that the compiler moves about."""
@@ -130,7 +130,7 @@ def refused(outcome: TooLarge, most: int = 10) -> list[Tensor]:
 def _temporaries(compiled: Compiled) -> Iterator[Tensor]:
     program = compiled.program
     for computation, operation, _ in program.operations():
-        if computation in program.fused or operation.kind in IN_PLACE:
+        if computation in program.fused or operation.kind in IN_PLACE or operation.kind.endswith("-done"):
             continue
         body = program.computations[computation]
         over = _overwrites(operation, body, program.computations)
