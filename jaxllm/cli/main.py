@@ -19,6 +19,7 @@ COMMANDS = {
     "data": ("jaxllm.cli.data", "prepare the data of a recipe and measure its loader"),
     "tokenizer": ("jaxllm.cli.tokenizer", "train a tokenizer"),
     "model": ("jaxllm.cli.model", "count a model's parameters, FLOPs and memory"),
+    "plan": ("jaxllm.cli.plan", "memory and speed of a recipe on a machine that is not here"),
 }
 """Each subcommand: the module whose `run(argv)` it is, and a line of help."""
 

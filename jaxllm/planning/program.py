@@ -1,26 +1,23 @@
-"""The communication of a compiled program: each collective with its bytes, and how often it runs.
-
-`compiled.cost_analysis()` counts the body of a loop once. Here a body counts as often as it runs.
-"""
+"""The communication of a compiled program: each collective with its bytes, its link, and how often it runs."""
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+
+from jaxllm.planning.text import Operation, Program, parse
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
-"""Of one number of each type that is communicated."""
+ACROSS = re.compile(r'_xla_megascale_target="\{([\d,]*)\}.*_xla_megascale_transfer_type="(\w+)"')
+"""How a TPU program of several slices writes what it sends over the data centre's network, in place of a collective."""
 
-COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\) -> .*\{$")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-LOOP = re.compile(r" while\(.*condition=%?([\w.-]+)")
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-LESS_THAN = re.compile(r"^\s*ROOT .* compare\(.*%([\w.-]+)\), direction=LT")
-COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
-ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
+MESH = re.compile(
+    r"replica_groups=mesh\[(?P<sizes>[^\]]*)\](?:, device_ids=\(\[(?P<dims>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))?"
+    r" \{(?P<axes>[^}]*)\}"
+)
+"""Groups along axes of a mesh, whose devices may be numbered in another order."""
 
 
 @dataclass(frozen=True)
@@ -37,98 +34,126 @@ class Collective:
     """How often it runs in one run of the program."""
     source: str
     """The operation of the model that it comes from, as jax named it."""
+    domains: int = 1
+    """Over how many slices (TPU) or hosts (GPU) one group of it spreads; 1 stays on the fast links."""
 
     @property
     def traffic(self) -> float:
         """Bytes that each device sends in one run of the program, by a ring."""
-        share = (self.devices - 1) / self.devices
-        rounds = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
-        return self.count * self.bytes * rounds
+        return self.count * self.bytes * _rounds(self.kind, self.devices)
+
+    @property
+    def fast_traffic(self) -> float:
+        """The part of it that stays within a slice or host: a ring within, then one across on what is left."""
+        if self.kind == "collective-permute" and self.domains > 1:
+            return 0.0
+        return self.count * self.bytes * _rounds(self.kind, self.devices // self.domains)
+
+    @property
+    def slow_traffic(self) -> float:
+        """Bytes that each device sends to another slice or host."""
+        if self.kind == "collective-permute":
+            return self.traffic if self.domains > 1 else 0.0
+        within = max(1, self.devices // self.domains)
+        return self.count * self.bytes / within * _rounds(self.kind, self.domains)
 
 
-def collectives(program: str) -> list[Collective]:
+def _rounds(kind: str, devices: int) -> float:
+    """How often a ring of so many devices sends the buffer."""
+    share = (devices - 1) / devices
+    return {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+
+
+def collectives(program: str | Program, domains: Sequence[int] = ()) -> list[Collective]:
     """Every collective in the text of a compiled program (`compiled.as_text()`) in which devices meet.
+
+    Args:
+        program: the text, or what `parse` made of it.
+        domains: for each device, in the order of the program, the slice or host that it is in; none are all in one.
 
     Raises:
         ValueError: the trip count of a loop is not known, or groups of devices are written in an unknown way.
     """
-    lines, entry = _computations(program)
-    runs = dict.fromkeys(lines, 0)
-
-    def visit(name: str, times: int) -> None:
-        runs[name] += times
-        for line in lines[name]:
-            for callee in _called(line):
-                visit(callee, times * _trips(line, lines))
-
-    visit(entry, 1)
-    found = [_collective(line, runs[name]) for name, body in lines.items() for line in body]
+    parsed = parse(program) if isinstance(program, str) else program
+    found = [_collective(operation, runs, domains) for operation, runs in _operations(parsed)]
     return [c for c in found if c is not None and c.count and c.devices > 1]
 
 
-def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the entry."""
-    lines: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in program.splitlines():
-        if head := COMPUTATION.match(line):
-            name = head["name"]
-            entry = name if head["entry"] else entry
-            lines[name] = []
-        elif name and line != "}":
-            lines[name].append(line)
-    return lines, entry
-
-
-def _called(line: str) -> Iterator[str]:
-    yield from CALLED.findall(line)
-    for names in BRANCHES.findall(line):
-        yield from (name.strip().lstrip("%") for name in names.split(","))
-
-
-def _trips(line: str, lines: dict[str, list[str]]) -> int:
-    """How often one run of this operation runs what it calls.
-
-    XLA on CPU and GPU writes the trip count of a loop down. On TPU it is the constant below which the counter must be:
-    the loops that come from a scan count from 0.
+def _operations(program: Program) -> Iterator[tuple[Operation, int]]:
+    """Each collective once. A TPU program repeats one that runs beside products in all the operations it runs beside:
+    in its start, in each of these fused with it, and in its end, always on the same channel.
     """
-    loop = LOOP.search(line)
-    if loop is None:
-        return 1
-    if trips := TRIPS.search(line):
-        return int(trips[1])
-    condition = lines[loop[1]]
-    for bound in filter(None, map(LESS_THAN.match, condition)):
-        for other in condition:
-            if constant := re.match(rf"^\s*%{re.escape(bound[1])} = s32\[\]\S* constant\((\d+)\)", other):
-                return int(constant[1])
-    raise ValueError(f"a loop whose trip count is not known: {line.strip():.300}")
+    seen: set[tuple[str, str]] = set()
+    for computation, operation, runs in program.operations():
+        kind = operation.kind.removesuffix("-start")
+        if kind not in KINDS and not (kind == "send" and ACROSS.search(operation.attributes)):
+            continue
+        channel = re.search(r"channel_id=(\d+)", operation.attributes)
+        if channel and computation in program.fused:
+            if (kind, channel[1]) in seen:
+                continue
+            seen.add((kind, channel[1]))
+        yield operation, runs
 
 
-def _collective(line: str, count: int) -> Collective | None:
-    match = COLLECTIVE.match(line)
-    if match is None:
-        return None
-    sizes = [
-        BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in ARRAY.findall(match["type"])
+def _collective(operation: Operation, count: int, domains: Sequence[int]) -> Collective | None:
+    sizes = [int(array.bytes) for array in operation.arrays]
+    if operation.kind == "send":
+        across = ACROSS.search(operation.attributes)
+        slices = len(across[1].split(",")) if across else 1
+        kind = across[2].lower().replace("_", "-") if across else ""
+        return Collective(kind, sizes[0], slices, count, operation.source, slices)
+    kind = operation.kind.removesuffix("-start")
+    devices, spread = _meeting(operation.attributes, domains)
+    whole = sum(sizes)
+    if operation.kind != kind and (kind != "all-reduce" or operation.type.startswith("((")):
+        inputs = len(operation.operands)  # the start of most holds its operands before its results
+        whole = sum(sizes[inputs : 2 * inputs])
+    whole *= devices if kind == "reduce-scatter" else 1
+    return Collective(kind, whole, devices, count, operation.source, spread)
+
+
+def _meeting(attributes: str, domains: Sequence[int]) -> tuple[int, int]:
+    """The devices of one group, and the domains that the widest group spreads over."""
+    sizes, groups = _groups(attributes)
+    spread = max((len({domains[i] for i in group}) for group in groups), default=1) if domains else 1
+    return sizes, spread
+
+
+def _groups(attributes: str) -> tuple[int, list[tuple[int, ...]]]:
+    """Devices in one group, and all groups, in any of the ways in which XLA writes them."""
+    if mesh := MESH.search(attributes):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh["sizes"])}
+        axes = re.findall(r"'([^']+)'", mesh["axes"])
+        order = [axis for axis in sizes if axis not in axes] + [axis for axis in sizes if axis in axes]
+        places = _transposed(list(sizes.values()), [list(sizes).index(axis) for axis in order])
+        devices = _iota(mesh["dims"], mesh["order"]) if mesh["dims"] else list(range(len(places)))
+        size = math.prod(sizes[axis] for axis in axes)
+        return size, _rows([devices[place] for place in places], size)
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        return int(iota[1]), _rows(_iota(iota[2], iota[3]), int(iota[1]))
+    if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes):
+        groups = [tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+        return len(groups[0]), groups
+    if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes):
+        return 2, [tuple(int(n) for n in pair.split(",")) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
+    raise ValueError(f"unknown groups of devices: {attributes.strip():.300}")
+
+
+def _iota(dims: str, order: str | None) -> list[int]:
+    """The devices that XLA writes as `[2,4]T(1,0)`."""
+    sizes = [int(n) for n in dims.split(",")]
+    return _transposed(sizes, [int(n) for n in order.split(",")] if order else list(range(len(sizes))))
+
+
+def _rows(flat: list[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(flat[i : i + size]) for i in range(0, len(flat), size)]
+
+
+def _transposed(dims: list[int], order: list[int]) -> list[int]:
+    """0, 1, ... as an array of `dims` with its dimensions in another `order`, flat."""
+    steps = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
+    return [
+        sum(place * steps[axis] for place, axis in zip(places, order, strict=True))
+        for places in product(*(range(dims[axis]) for axis in order))
     ]
-    devices = _group(line)
-    # The start of a gather holds its operand beside its result.
-    whole = max(sizes) if match["start"] and match["kind"] != "all-reduce" else sum(sizes)
-    whole *= devices if match["kind"] == "reduce-scatter" else 1
-    source = re.search(r'op_name="([^"]*)"', line)
-    return Collective(match["kind"], whole, devices, count, source[1] if source else "")
-
-
-def _group(line: str) -> int:
-    """The devices of one group, in any of the ways in which XLA writes groups."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(iota[1])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return len(listed[1].split(","))
-    if "source_target_pairs=" in line:
-        return 2
-    raise ValueError(f"unknown groups of devices: {line.strip():.300}")

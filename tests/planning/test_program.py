@@ -16,6 +16,7 @@ from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH
 from jaxllm.train.state import abstract_state
 from jaxllm.train.step import make_step
+from tests.planning.programs import ASYNC_GATHER, TWO_SLICES
 
 MODEL = TransformerConfig(
     vocab_size=64, width=32, layers=4, heads=8, kv_heads=4, head_dim=8, ffn=48, max_positions=64, tied_embeddings=False
@@ -176,3 +177,70 @@ def test_microbatches_of_whole_gradients_are_summed_once():
 
 def test_one_device_sends_nothing():
     assert step(CONFIG, make_mesh(MeshConfig(), jax.devices()[:1])) == []
+
+
+def only(line: str, domains=()) -> list[Collective]:
+    return collectives(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} {line}\n}}\n", domains)
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices", "domains"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4, 1),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", 2, 2),
+        ("replica_groups=[2,4]<=[8]", 4, 1),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2, 2),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4, 1),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", 2, 2),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8, 2),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", 4, 1),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", 2, 2),
+    ],
+)
+def test_the_link_follows_from_the_groups_however_they_are_written(groups, devices, domains):
+    found = only(f"all-reduce(%p), {groups}", [0, 0, 0, 0, 1, 1, 1, 1])
+    assert found == [Collective("all-reduce", 32, devices, 1, "", domains)]
+
+
+def test_pairs_that_cross_a_boundary_cross_the_slow_link():
+    inside, across = "source_target_pairs={{0,1},{1,0}}", "source_target_pairs={{0,1},{1,2}}"
+    assert [c.domains for c in only(f"collective-permute(%p), {inside}", [0, 0, 1])] == [1]
+    (found,) = only(f"collective-permute(%p), {across}", [0, 0, 1])
+    assert (found.fast_traffic, found.slow_traffic) == (0.0, 32.0)
+
+
+def test_unknown_groups_are_refused():
+    with pytest.raises(ValueError, match="unknown groups of devices"):
+        only("all-reduce(%p), replica_groups=later")
+
+
+def test_types_of_numbers_that_are_new_are_counted():
+    line = "%x = f8e4m3fn[16]{0} all-gather(%p), replica_groups={{0,1}}, dimensions={0}"
+    assert collectives(f"ENTRY %main (p: f8e4m3fn[8]) -> f8e4m3fn[16] {{\n  {line}\n}}\n")[0].bytes == 16
+
+
+def test_a_sum_over_slices_of_several_devices_sends_its_part_over_the_slow_link():
+    one = Collective("all-reduce", bytes=800, devices=8, count=1, source="", domains=2)
+    assert one.fast_traffic == 2 * 800 * 3 / 4
+    assert one.slow_traffic == 2 * (800 / 4) / 2
+    assert Collective("all-reduce", 800, 8, 1, "").slow_traffic == 0
+
+
+def test_a_start_counts_its_results_and_not_its_operands():
+    nested = "%x = ((f32[8]{0}, f32[4]{0}), (f32[16]{0}, f32[8]{0})) all-gather-start(%p, %q), replica_groups={{0,1}}"
+    summed = "%x = ((f32[8]{0}), f32[8]{0}) all-reduce-start(%p), replica_groups={{0,1}}"
+    plain = "%x = f32[8]{0} all-reduce-start(%p), replica_groups={{0,1}}"
+    for line, size in ((nested, 96), (summed, 32), (plain, 32)):
+        assert [c.bytes for c in collectives(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  {line}\n}}\n")] == [size]
+
+
+def test_a_gather_that_runs_beside_products_counts_once():
+    assert collectives(ASYNC_GATHER) == [Collective("all-gather", 1024 * 8 * 2, 16, 1, "")]
+
+
+def test_two_slices_scatter_within_and_sum_across():
+    within = Collective("reduce-scatter", 8 * 64 * 8 * 4, 8, 3, "")
+    across = Collective("all-reduce", 64 * 8 * 4, 2, 3, "", 2)
+    assert collectives(TWO_SLICES, [0] * 8 + [1] * 8) == [within, within, across]
+    assert across.fast_traffic == 0
+    assert across.slow_traffic == 3 * 64 * 8 * 4

@@ -1,0 +1,91 @@
+"""A closed-form guess at memory and time of a step, good enough to order candidates before any is compiled."""
+
+from typing import NamedTuple
+
+from jaxllm.config import GATED, RunConfig, TransformerConfig
+from jaxllm.models.summary import flops_per_token, memory
+from jaxllm.models.table import decoder_table
+from jaxllm.planning.topology import Target
+
+WIDE, NARROW = 4, 2
+"""Bytes of a number of the state, and of one that is computed with on an accelerator."""
+
+RECOMPUTED = {"none": 0.0, "full": 0.33}
+"""Share of the model's FLOPs done again, by remat policy; any other saves products, and does little again."""
+
+MOVED = 3 * NARROW + 2 * WIDE
+"""Bytes through the main memory for each parameter and microbatch: it is read three times, its gradient is added up."""
+
+SLACK = 1.3
+"""A candidate is given up without compiling where the guess is over the memory by more than this."""
+
+
+class Guess(NamedTuple):
+    """Of one device."""
+
+    bytes: float
+    seconds: float
+
+
+def guess(config: RunConfig, asked: Target) -> Guess:
+    """Memory and time of a step of `config`, whose mesh has no -1 left."""
+    return Guess(_bytes(config), _seconds(config, asked))
+
+
+def tokens_at_once(config: RunConfig) -> float:
+    """On one device, of one microbatch."""
+    mesh, train = config.mesh, config.train
+    return train.batch_size * config.data.sequence_length / (train.accumulate * mesh.data * mesh.fsdp)
+
+
+def saved_per_token(model: TransformerConfig, remat: str) -> float:
+    """Numbers saved for each token of each layer until its backward pass: its input, and the products that are kept."""
+    if remat == "full":
+        return model.width
+    heads = model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    products = heads + 2 * model.width + model.ffn * (2 if model.mlp in GATED else 1)
+    return model.width + products * (1.0 if remat != "none" else 2.0)
+
+
+def _bytes(config: RunConfig) -> float:
+    model, mesh, train = config.model, config.mesh, config.train
+    kept = memory(model, config.optimizer, ema=train.ema_decay is not None)
+    stage = config.mesh.zero_stage
+    cut = [mesh.fsdp if stage >= needed else 1 for needed in (3, 2, 1)]
+    state = kept.parameters / cut[0] + kept.gradients / cut[1] + (kept.optimizer + kept.ema) / cut[2]
+    table = decoder_table(model)
+    layer = sum(p.size for path, p in table.items() if path.startswith("layers/")) / model.layers
+    ends = 2 * model.vocab_size * model.width
+    whole = (2 * layer + ends) * (NARROW + WIDE) if mesh.fsdp > 1 else 0.0  # gathered, and their gradients
+    tokens = tokens_at_once(config)
+    saved = tokens * model.layers * saved_per_token(model, train.remat) * NARROW
+    logits = 3 * WIDE * min(tokens, train.loss_chunk) * model.vocab_size
+    return (state + whole + logits) / mesh.tensor + saved / (1 if train.remat == "full" else mesh.tensor)
+
+
+def _seconds(config: RunConfig, asked: Target) -> float:
+    model, mesh, train, chip = config.model, config.mesh, config.train, asked.chip
+    if not chip.peak_flops:
+        return 0.0
+    tokens = tokens_at_once(config) * train.accumulate
+    flops = flops_per_token(model, config.data.sequence_length).total * (1 + RECOMPUTED.get(train.remat, 0.05))
+    computing = tokens * flops / mesh.tensor / (chip.peak_flops / chip.devices * chip.product_share)
+    numbers = sum(p.size for p in decoder_table(model).values()) / mesh.tensor
+    fast = _sent(config.mesh.zero_stage, train.accumulate) * numbers if mesh.fsdp > 1 else 0.0
+    fast += 8 * NARROW * tokens * model.width * model.layers if mesh.tensor > 1 else 0.0
+    across = 2 * WIDE * numbers / mesh.fsdp if mesh.data > 1 else 0.0
+    slow = across if asked.domains > 1 else 0.0
+    fast += 0.0 if asked.domains > 1 else across
+    moved = numbers * (train.accumulate * MOVED + 5 * WIDE / (mesh.fsdp if config.mesh.zero_stage else 1))
+    computing = max(computing, moved / (chip.memory_bandwidth / chip.devices))
+    networks = fast / (asked.link_bandwidth or float("inf")) + slow / (chip.slow_bandwidth / chip.devices)
+    return max(computing, networks) + 0.25 * min(computing, networks)
+
+
+def _sent(stage: int, parts: int) -> float:
+    """Bytes that a device sends along fsdp for each parameter, in `parts` microbatches."""
+    if stage == 3:  # gathered forward and backward, the gradient scattered
+        return parts * (2 * NARROW + WIDE)
+    if stage == 2:  # the gradient scattered, the parameter gathered after the step
+        return parts * WIDE + WIDE
+    return 2 * WIDE
