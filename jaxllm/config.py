@@ -157,6 +157,8 @@ class OptimizerConfig:
     """Decay of the first moment (Muon: its momentum). Adafactor has none."""
     b2: float = 0.95
     """Decay of the second moment (Lion: of the momentum). Adafactor's follows from the step."""
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the first moment. (The second stays float32: of a slow average bfloat16 loses each small change.)"""
     eps: float = 1e-8
     """Added to the root of the second moment; Adafactor and Lion do not read it."""
     weight_decay: float = 0.1
@@ -197,8 +199,11 @@ class TrainConfig:
     """Activations and products; auto is bfloat16 on accelerators and float32 on CPU."""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     """What computes attention: auto is splash attention on TPU, cuDNN's flash attention on GPU, and XLA elsewhere."""
-    remat: Literal["none", "dots", "full"] = "dots"
-    """Recompute in the backward pass: nothing; norms and activations (products and attention are saved); all."""
+    remat: Literal["none", "dots", "attention", "full", "offload"] = "dots"
+    """Recompute in the backward pass: nothing; norms and activations; also the MLP's wide products; all. Or `offload`:
+    as `dots`, with what is saved in the host's memory."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the host's memory between updates."""
     loss_chunk: int = 512
     """Tokens on one device whose logits exist at once, at least one of each row; accelerators want some thousands."""
     z_loss: float = 0.0

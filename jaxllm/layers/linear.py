@@ -18,10 +18,13 @@ from jaxllm.layers.shards import along_tokens, gradient_sharding, sharding_of
 SAVED = "product"
 """Names the results that a rematerialisation policy may save instead of multiplying twice."""
 
+WIDE = "wide product"
+"""Names those of F columns, which weigh most."""
 
-def project(x_BTD: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+
+def project(x_BTD: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, name: str = SAVED) -> jax.Array:
     """`[B, T, D] x [D, *out] -> [B, T, *out]`, in the type of `x`; output axes keep the kernel's sharding."""
-    y = checkpoint_name(_product(x_BTD, _as_matrix(kernel, 1)), SAVED)
+    y = checkpoint_name(_product(x_BTD, _as_matrix(kernel, 1)), name)
     y = y.reshape(*x_BTD.shape[:2], *kernel.shape[1:])
     return _with_bias(y, bias)
 

@@ -1,5 +1,6 @@
 """One transformer block. Families differ in the fields of `TransformerConfig`, never in code of their own."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxllm.common.trees import Tree
 from jaxllm.config import GATED, TransformerConfig
 from jaxllm.layers.attention import Backend, cached_attention, causal_attention
 from jaxllm.layers.dropout import dropout
-from jaxllm.layers.linear import merge, project
+from jaxllm.layers.linear import WIDE, merge, project
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.norm import layer_norm, rms_norm
 from jaxllm.layers.rope import apply_rope
@@ -88,9 +89,9 @@ def _attention(
 
 
 def _mlp(config: TransformerConfig, params: Tree, x_BTD: jax.Array) -> jax.Array:
-    activation = ACTIVATIONS[config.mlp]
+    activation, wide = ACTIVATIONS[config.mlp], functools.partial(project, name=WIDE)
     if config.mlp in GATED:
-        hidden = activation(project(x_BTD, **params["gate"])) * project(x_BTD, **params["up"])
+        hidden = activation(wide(x_BTD, **params["gate"])) * wide(x_BTD, **params["up"])
     else:
-        hidden = activation(project(x_BTD, **params["up"]))
+        hidden = activation(wide(x_BTD, **params["up"]))
     return merge(hidden, **params["down"])

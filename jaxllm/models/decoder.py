@@ -27,9 +27,19 @@ from jaxllm.models.block import Layer, block, normalise
 from jaxllm.models.cache import Cache
 from jaxllm.models.table import Param, decoder_table, group
 
+NARROW = (blockwise.SAVED, linear.SAVED)
+SAVEABLE = (*NARROW, linear.WIDE)
+
 REMAT: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.save_only_these_names(blockwise.SAVED, linear.SAVED),
+    "dots": jax.checkpoint_policies.save_only_these_names(*SAVEABLE),
+    "attention": jax.checkpoint_policies.save_only_these_names(*NARROW),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(SAVEABLE),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 """What a block's backward pass may find saved; `none` saves everything."""
 
@@ -51,7 +61,7 @@ class Decoder(nn.Module):
     Attributes:
         config: its shape.
         dtype: type of activations and products. Parameters are float32 whatever it is.
-        remat: `none`, `dots` or `full`, the choice of `TrainConfig.remat`.
+        remat: what the backward pass finds saved, `TrainConfig.remat`.
         attention: what computes it, `TrainConfig.attention`.
         at_use: `(group, parameters) -> parameters`, called on `embedding`, on each layer's slice of
             `layers` inside the scan, and on `final_norm`.

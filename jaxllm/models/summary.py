@@ -6,7 +6,10 @@ from jaxllm.config import OptimizerConfig, TransformerConfig
 from jaxllm.models.table import Param, decoder_table
 
 FLOAT32 = 4
-"""Bytes of a parameter, a gradient and a moment."""
+"""Bytes of a parameter, a gradient and a second moment."""
+
+MOMENTUM = {"float32": 4, "bfloat16": 2}
+"""Bytes of a first moment."""
 
 FACTORED = 128
 """Adafactor factors the second moment of a leaf whose two longest axes have at least this length (optax's default)."""
@@ -74,23 +77,23 @@ def flops_per_token(config: TransformerConfig, sequence_length: int) -> Flops:
 
 
 def memory(model: TransformerConfig, optimizer: OptimizerConfig, ema: bool = False) -> Memory:
-    """Bytes of parameters, gradients, optimizer state and moving average, all float32.
+    """Bytes of parameters, gradients, optimizer state and moving average.
 
     AdamW holds two moments, Lion one, Adafactor one row and one column for each large matrix, and Muon one
     moment for the matrices of the blocks and two for everything else.
     """
     table = decoder_table(model)
     parameters = FLOAT32 * count_parameters(model)
-    moments = FLOAT32 * sum(_moments(leaf, optimizer.kind) for leaf in table.values())
+    moments = sum(_moment_bytes(leaf, optimizer) for leaf in table.values())
     return Memory(parameters, parameters, moments, parameters if ema else 0)
 
 
-def _moments(leaf: Param, kind: str) -> int:
-    """Numbers that the optimizer keeps for one leaf."""
-    if kind == "adafactor":
+def _moment_bytes(leaf: Param, optimizer: OptimizerConfig) -> int:
+    """What the optimizer keeps for one leaf."""
+    if optimizer.kind == "adafactor":
         *_, second, first = (0, *sorted(leaf.shape))
         factored = second >= FACTORED
-        return leaf.size // first + leaf.size // second if factored else leaf.size
-    if kind == "lion" or (kind == "muon" and leaf.is_matrix and leaf.axes[0] == "L"):
-        return leaf.size
-    return 2 * leaf.size
+        return FLOAT32 * (leaf.size // first + leaf.size // second if factored else leaf.size)
+    momentum = MOMENTUM[optimizer.momentum_dtype] * leaf.size
+    has_one = optimizer.kind == "lion" or (optimizer.kind == "muon" and leaf.is_matrix and leaf.axes[0] == "L")
+    return momentum if has_one else momentum + FLOAT32 * leaf.size

@@ -35,7 +35,7 @@ def guess(config: RunConfig, asked: Target) -> Guess:
 def tokens_at_once(config: RunConfig) -> float:
     """On one device, of one microbatch."""
     mesh, train = config.mesh, config.train
-    return train.batch_size * config.data.sequence_length / (train.accumulate * mesh.data * mesh.fsdp)
+    return train.batch_size * config.data.sequence_length / (train.accumulate * mesh.data * mesh.fsdp * mesh.sequence)
 
 
 def saved_per_token(model: TransformerConfig, remat: str) -> float:

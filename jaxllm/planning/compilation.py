@@ -1,10 +1,8 @@
 """Lowers and compiles the training step of a run for a machine that is not here: the step that `train` runs."""
 
-import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -99,8 +97,7 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape))
     state = abstract_state(config, mesh)
     begin = time.monotonic()
-    with _made_for(asked.chip.platform):
-        lowered = make_step(config, mesh).lower(state, abstract_batch(config, mesh))  # type: ignore[attr-defined]
+    lowered = make_step(config, mesh).lower(state, abstract_batch(config, mesh))  # type: ignore[attr-defined]
     middle = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -129,16 +126,6 @@ def _sizes(stats: Any, platform: str) -> Sizes:
     if platform == "tpu" and stats.peak_memory_in_bytes:  # elsewhere it leaves the temporaries out
         peak = stats.peak_memory_in_bytes
     return Sizes(stats.argument_size_in_bytes, stats.temp_size_in_bytes, results, code, peak + code)
-
-
-@contextlib.contextmanager
-def _made_for(platform: str) -> Iterator[None]:
-    """Within it `jax.default_backend()`, by which layers choose between CPU and accelerator, is the target's."""
-    own, jax.default_backend = jax.default_backend, lambda: platform
-    try:
-        yield
-    finally:
-        jax.default_backend = own
 
 
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT]?)\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT]?)")

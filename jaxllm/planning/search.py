@@ -101,12 +101,13 @@ def _choices(cls: type, field: str) -> tuple[Any, ...]:
 
 
 def _meshes(mesh: MeshConfig, asked: Target) -> Iterator[MeshConfig]:
-    """All ways to cut the devices; replicas and fsdp are laid over slices or hosts, tensor stays within one."""
-    within = asked.devices // asked.domains
+    """All ways to cut the devices; replicas and fsdp are laid over slices or hosts; `tensor` stays within one."""
+    within = asked.devices // asked.domains // mesh.sequence
     for tensor in (n for n in _divisors(min(TENSOR, within)) if within % n == 0):
-        for data in _divisors(asked.devices // tensor):
+        rows = asked.devices // mesh.sequence // tensor
+        for data in _divisors(rows):
             if data % asked.domains == 0:
-                yield dataclasses.replace(mesh, data=data, fsdp=asked.devices // tensor // data, tensor=tensor)
+                yield dataclasses.replace(mesh, data=data, fsdp=rows // data, tensor=tensor)
 
 
 def _divisors(number: int) -> list[int]:

@@ -320,7 +320,8 @@ def _is_due(every: int, step: int) -> bool:
 
 @jax.jit
 def _all_finite(tree: Tree) -> jax.Array:
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+    on_device = jax.device_put(jax.tree.leaves(tree), jax.memory.Space.Device)
+    return jnp.stack([jnp.isfinite(x).all() for x in on_device]).all()
 
 
 def _checked_text(info: Info, corpus: Corpus, allow_change: bool) -> Info:

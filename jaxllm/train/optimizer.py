@@ -53,10 +53,10 @@ def make_optimizer(
 
 def _scale(config: OptimizerConfig, table: dict[str, Param]) -> optax.GradientTransformation:
     if config.kind == "lion":
-        return optax.scale_by_lion(config.b1, config.b2)
+        return optax.scale_by_lion(config.b1, config.b2, mu_dtype=config.momentum_dtype)
     if config.kind == "adafactor":  # 1804.04235 with its update clipping, steps relative to the parameter's size
         return optax.chain(optax.scale_by_factored_rms(), _relative_to_matrices(table))
-    return optax.scale_by_adam(config.b1, config.b2, config.eps)
+    return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
 
 
 def _relative_to_matrices(table: dict[str, Param]) -> optax.GradientTransformation:
@@ -90,6 +90,7 @@ def _muon(config: OptimizerConfig, steps: int, table: dict[str, Param]) -> optax
         adam_learning_rate=learning_rate(config, steps, config.adam_learning_rate),
         muon_weight_dimension_numbers=nest({path: _dimensions(leaf) for path, leaf in table.items()}),
         consistent_rms=0.2,
+        mu_dtype=config.momentum_dtype,
     )
     return optax.GradientTransformation(muon.init, _partitioned_by_compiler(muon.update))
 

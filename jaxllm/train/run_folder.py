@@ -19,7 +19,7 @@ from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, fr
 
 HARMLESS = re.compile(
     r"(name|output|log_every|profile_steps|data\.cache_dir|data\.workers|data\.sources\.\d+\.path):"
-    r"|eval\.|checkpoint\.|mesh\.|train\.attention:"
+    r"|eval\.|checkpoint\.|mesh\.|train\.(attention|offload_optimizer):"
 )
 """How lines of `differences` begin that a resumed run need not ask for: they do not change what is learned. (Of a path
 only the text at its end counts, which has a hash of its own.)"""

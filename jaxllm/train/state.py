@@ -1,5 +1,6 @@
 """The state of a run: made abstractly, then born already cut along the mesh."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,11 +59,19 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> State:
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: _create(config, jax.random.key(config.seed)))
 
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def place(x: jax.ShapeDtypeStruct, memory: str = "device") -> jax.ShapeDtypeStruct:
         spec = P() if x.sharding is None else x.sharding.spec
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec, memory_kind=memory))
 
-    return jax.tree.map(place, shapes)
+    placed = jax.tree.map(place, shapes)
+    if not config.train.offload_optimizer:
+        return placed
+    return placed._replace(opt_state=on_arrays(lambda x: place(x, "pinned_host"), placed.opt_state))
+
+
+def on_arrays(move: Callable[[Any], Any], opt_state: Any) -> Any:
+    """The optimizer's state with its arrays moved; its counters stay where they are."""
+    return jax.tree.map(lambda x: move(x) if x.ndim else x, opt_state)
 
 
 def initial_state(config: RunConfig, mesh: Mesh) -> State:

@@ -1,5 +1,6 @@
 """One optimizer step as one jitted, donated function."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxllm.objectives.causal_lm import causal_lm_loss
 from jaxllm.sharding.gather import gather_at_use
 from jaxllm.sharding.zero import differentiable, model_parameters, optimizer_specs, parameter_specs, summed
 from jaxllm.train.optimizer import learning_rate
-from jaxllm.train.state import State, run_optimizer
+from jaxllm.train.state import State, on_arrays, run_optimizer
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -54,8 +55,12 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
     optimizer, rate = run_optimizer(config), learning_rate(config.optimizer, config.train.steps)
     table, stage = decoder_table(config.model), config.mesh.zero_stage
 
+    to_device = functools.partial(jax.device_put, device=jax.memory.Space.Device)
+    to_host = functools.partial(jax.device_put, device=jax.memory.Space.Host)
+
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         grads, weight, nll = accumulated(config, state, batch)
+        state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
         weight = jnp.maximum(weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage))
         with jax.named_scope("optimizer"):
@@ -72,6 +77,8 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
         if config.train.skip_nonfinite:
             kept = state._replace(step=new.step, skipped=state.skipped + 1)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
+        if config.train.offload_optimizer:
+            new = new._replace(opt_state=on_arrays(to_host, new.opt_state))
         metrics = {
             "loss": nll / weight,
             "grad_norm": norm,

@@ -10,7 +10,6 @@ from jaxllm.data.corpus import prepare_corpus
 from jaxllm.data.loader import Loader
 from jaxllm.planning import compilation
 from jaxllm.planning.compilation import TooLarge, abstract_batch, compile_step, for_platform, too_large
-from jaxllm.planning.compilation import _made_for as made_for
 from jaxllm.planning.topology import target
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train.state import abstract_state
@@ -52,12 +51,6 @@ Largest program allocations in hbm:
 def test_the_compute_type_is_that_of_the_target(config, asked, platform, found):
     run = dataclasses.replace(config, train=dataclasses.replace(config.train, compute_dtype=asked))
     assert for_platform(run, platform).train.compute_dtype == found
-
-
-def test_layers_are_traced_for_the_target_and_only_then():
-    with made_for("tpu"):
-        assert jax.default_backend() == "tpu"
-    assert jax.default_backend() == "cpu"
 
 
 def test_the_batch_is_what_the_loader_gives(config, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig
 from jaxllm.models.table import decoder_table
+from jaxllm.planning.compilation import abstract_batch
 from jaxllm.planning.program import Collective, collectives
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import BATCH
 from jaxllm.train.state import abstract_state
 from jaxllm.train.step import make_step
 from tests.planning.programs import ASYNC_GATHER, TWO_SLICES
@@ -81,13 +82,14 @@ ENTRY %main (p: f32[8]) -> f32[8] {
         collectives(program.replace("direction=LT", "direction=NE"))
 
 
+def compiled(config: RunConfig, mesh: Mesh) -> Any:
+    """The program of a training step."""
+    return make_step(config, mesh).lower(abstract_state(config, mesh), abstract_batch(config, mesh)).compile()
+
+
 def step(config: RunConfig, mesh: Mesh) -> list[Collective]:
     """The collectives of a training step."""
-    shape, sharding = (config.train.batch_size, config.data.sequence_length), NamedSharding(mesh, BATCH)
-    batch = {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in ("tokens", "targets")}
-    batch |= {n: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for n in ("segments", "positions")}
-    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    return collectives(make_step(config, mesh).lower(abstract_state(config, mesh), batch).compile().as_text())
+    return collectives(compiled(config, mesh).as_text())
 
 
 def step_bytes(
@@ -173,6 +175,16 @@ def test_microbatches_of_whole_gradients_are_summed_once():
     found = step_bytes({"data": 2, "fsdp": 4}, stage=0, parts=3)
     assert found.keys() == {"all-reduce of 8"}
     assert blocks + ends + 3 * vectors <= found["all-reduce of 8"] <= blocks + ends + 3 * (vectors + SCALARS)
+
+
+def test_each_policy_of_rematerialisation_holds_less_than_the_one_before():
+    mesh, deep = make_mesh(MeshConfig(), jax.devices()[:1]), dataclasses.replace(MODEL, layers=16, ffn=96)
+    held = []
+    for remat in ("none", "dots", "attention", "full"):
+        config = dataclasses.replace(CONFIG, model=deep, train=dataclasses.replace(CONFIG.train, remat=remat))
+        held.append(compiled(config, mesh).memory_analysis().temp_size_in_bytes)
+    assert held == sorted(held, reverse=True)
+    assert len(set(held)) == len(held)
 
 
 def test_one_device_sends_nothing():

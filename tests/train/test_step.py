@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, TransformerConfig
-from jaxllm.models.summary import count_parameters
+from jaxllm.models.summary import count_parameters, memory
 from jaxllm.models.table import decoder_table
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import place
@@ -92,6 +92,33 @@ def test_every_optimizer_gives_one_result_when_cut(kind):
     config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, kind=kind))
     whole, cut = (run(config, sizes, n, steps=6)[1] for sizes, n in (({}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8)))
     np.testing.assert_allclose(losses(cut), losses(whole), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "full", "offload"])
+def test_what_the_backward_pass_computes_again_changes_nothing(one_device, remat):
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, remat=remat))
+    np.testing.assert_allclose(losses(run(config, steps=3)[1]), losses(one_device[1])[:3], atol=1e-5)
+
+
+def test_optimizer_state_in_the_memory_of_the_host_changes_nothing(one_device):
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, offload_optimizer=True))
+    state, history = run(config, {"data": 1, "fsdp": 2}, devices=2, steps=3)
+    np.testing.assert_allclose(losses(history), losses(one_device[1])[:3], atol=1e-5)
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state) if x.ndim} == {"pinned_host"}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state.params)} == {"device"}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
+def test_a_first_moment_in_bfloat16_takes_half_its_room_and_trains_alike(kind):
+    optimizer = dataclasses.replace(CONFIG.optimizer, kind=kind)
+    whole = dataclasses.replace(CONFIG, optimizer=optimizer)
+    half = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(optimizer, momentum_dtype="bfloat16"))
+    (before, expected), (after, actual) = run(whole, steps=5), run(half, steps=5)
+    np.testing.assert_allclose(losses(actual), losses(expected), atol=0.02)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.ndim) for state in (before, after)]
+    expected_sizes = [memory(c.model, c.optimizer).optimizer for c in (whole, half)]
+    assert sizes == pytest.approx(expected_sizes, rel=1e-3)  # Muon's state holds three coefficients besides
+    assert sizes[1] < sizes[0]
 
 
 def test_loss_falls_on_one_batch_and_starts_at_the_log_of_the_vocabulary():
