@@ -106,8 +106,8 @@ def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
     beyond = {}
     for path, leaf in table.items():
         by = set(cuts(leaf.axes)) - {None}
-        for name, part, stage in zip(parts._fields, parts, CUT_FROM, strict=True):
-            axes = by if config.mesh.zero_stage >= stage else by - {"fsdp"}
+        for name, part, first in zip(parts._fields, parts, CUT_FROM, strict=True):
+            axes = by if config.mesh.zero_stage >= first else by - {"fsdp"}
             held = part * leaf.size / numbers / math.prod(sizes[axis] for axis in axes if axis)
             beyond[path, name] = held - part * leaf.size / numbers / devices
     if sum(beyond.values()) <= NOTICEABLE:
@@ -116,11 +116,13 @@ def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
     leaf = table[path]
     shape = ", ".join(f"{letter} {size}" for letter, size in zip(leaf.axes, leaf.shape, strict=True))
     mesh = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES)
-    with_stage = "" if config.mesh.zero_stage == 3 else f" with mesh.zero_stage = {config.mesh.zero_stage}"
+    stage, remedy = "", "a larger mesh.fsdp in the place of mesh.data"
+    if config.mesh.zero_stage < 3:
+        stage, remedy = f", with mesh.zero_stage = {config.mesh.zero_stage}", "a higher mesh.zero_stage"
     return (
         f"each device holds {sum(beyond.values()) / 2**30:,.1f} GiB more than its even share of the model's state, "
-        f"on a mesh of {mesh}{with_stage}: {most / 2**30:,.1f} GiB of them are the {name} of '{path}' ({shape}); a "
-        "larger mesh.fsdp in the place of mesh.data, or a higher mesh.zero_stage, would cut it"
+        f"on a mesh of {mesh}{stage}: {most / 2**30:,.1f} GiB of them are the {name} of '{path}' ({shape}); "
+        f"{remedy} would cut it"
     )
 
 

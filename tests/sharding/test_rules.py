@@ -11,7 +11,7 @@ from jaxllm.config import MeshConfig, TransformerConfig
 from jaxllm.models.table import decoder_table
 from jaxllm.sharding.gather import gather_at_use
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import REPLICAS, param_specs, spec
+from jaxllm.sharding.rules import BATCH, REPLICAS, param_specs, spec
 
 TABLE = decoder_table(TransformerConfig(tied_embeddings=False, qk_norm=True, attention_bias=True))
 
@@ -46,8 +46,8 @@ def test_gather_undoes_the_fsdp_cut_alone_and_scatters_its_gradient():
             whole = layer["attention"]["query"]["kernel"]
             assert jax.typeof(whole).sharding.spec == P(None, "tensor", None, reduced=REPLICAS)
             assert jax.typeof(gather("layers", layer)["attention"]["query"]["kernel"]) == jax.typeof(whole)
-            rows = jax.sharding.reshard(jnp.ones((8, 256)), P(("data", "fsdp"), None))
-            return jnp.sum(jnp.einsum("BD,DNH->BNH", rows, whole))
+            rows = jax.sharding.reshard(jnp.ones((8, 1, 256)), P(*BATCH, None))
+            return jnp.sum(jnp.einsum("BTD,DNH->BTNH", rows, whole))
 
         gradient = jax.jit(jax.grad(use))(kernel)
     assert gradient.sharding.spec == kernel.sharding.spec
