@@ -40,10 +40,23 @@ OUT_OF_MEMORY = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit status: 2 for what the user can mend, 130 for Ctrl-C."""
+    """Runs one subcommand and returns the exit status.
+
+    2 for what the user can mend, 130 for Ctrl-C, 3 where another process of the same run died or failed.
+    """
     _open_streams()
+    status = 1
     try:
-        status = _dispatch(sys.argv[1:] if argv is None else argv)
+        status = _guarded(sys.argv[1:] if argv is None else argv)
+        return status
+    finally:
+        _release_stdout()
+        _leave(status)
+
+
+def _guarded(argv: list[str]) -> int:
+    try:
+        status = _dispatch(argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -65,8 +78,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {OUT_OF_MEMORY.format(str(error).partition(chr(10))[0] or 'MemoryError')}", file=sys.stderr)
         return 2
-    finally:
-        _release_stdout()
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -130,3 +141,12 @@ def _release_stdout() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave(status: int) -> None:
+    """Ends a process that is still joined with others, which it left by an error: jax would wait for them."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        if sys.exc_info()[0] is not None:
+            sys.excepthook(*sys.exc_info())
+        os._exit(status)

@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     from jaxllm.planning.topology import prepare, target
 
     machine = target(asked)
-    config, options = load_run_with(argv, "jaxllm plan", Options(), None if searches else lambda: machine.devices)
+    config, options = load_run_with(argv, "jaxllm plan", Options(), None if searches else lambda _: machine.devices)
     prepare(machine)  # before jax is imported
     if options.search:
         from jaxllm.planning.search import search, show_ranking

@@ -1,12 +1,19 @@
 """`jaxllm train`: trains a recipe, or goes on with a run."""
 
+import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxllm.config import RunConfig, UserError
+from jaxllm.common.processes import ALONE, Processes, joined
+from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
 
 if TYPE_CHECKING:
+    from jaxllm.common.trees import Tree
+    from jaxllm.data.loader import Loader
+    from jaxllm.data.tokenizer import Tokenizer
     from jaxllm.train.loop import Outcome
+    from jaxllm.train.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +24,13 @@ class Options:
     """Go on from this checkpoint of the run, and delete the later ones; none means the latest."""
     allow_change: bool = False
     """Go on although fields that change the result, or the text, are not what they were."""
+    processes: int | None = None
+    """How many processes train together; 1 waits for nobody. None means $JAXLLM_PROCESSES, or what Slurm, Open MPI,
+    Kubernetes or a TPU pod has started."""
+    process_id: int | None = None
+    """Which of them this is, from 0; none means $JAXLLM_PROCESS_ID."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all; none means $JAXLLM_COORDINATOR."""
 
 
 def run(argv: list[str]) -> int:
@@ -24,68 +38,149 @@ def run(argv: list[str]) -> int:
 
     Returns:
         0; or 128 plus the number of the signal that stopped the run, after a checkpoint: 130 for Ctrl-C, 143 for
-        SIGTERM and 129 for a closed terminal; 141 where the reader of the standard output went away.
+        SIGTERM and 129 for a closed terminal; 141 where the reader of the standard output went away. Of several
+        processes all return what the one does that was stopped.
 
     Raises:
         UserError: what the user can mend, from an unknown option to a full disk.
     """
     from jaxllm.cli.recipe import load_run_with
 
-    outcome = pretrain(*load_run_with(argv, "jaxllm train", Options(), devices=_device_count))
+    with contextlib.ExitStack() as stack:
+        processes = ALONE
+
+        def devices(options: Options) -> int:
+            nonlocal processes
+            processes = stack.enter_context(joined(options.processes, options.process_id, options.coordinator))
+            import jax
+
+            return jax.device_count()
+
+        config, options = load_run_with(argv, "jaxllm train", Options(), devices)
+        outcome = pretrain(config, options, processes)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _device_count() -> int:
-    import jax
-
-    return jax.device_count()
-
-
-def pretrain(config: RunConfig, options: Options = Options()) -> "Outcome":
+def pretrain(config: RunConfig, options: Options = Options(), processes: Processes = ALONE) -> "Outcome":
     """Starts the run of `config`, or goes on with it where its folder has a checkpoint.
 
     Args:
         config: one in which `validation.problems` finds nothing on these devices.
         options: of this start.
+        processes: that train it together, all of which call this.
 
     Raises:
         UserError: as `run` does.
     """
-    from jaxllm.data.corpus import prepare_corpus
-    from jaxllm.generation.config import SamplingConfig
-    from jaxllm.generation.generate import Generator
+    import jax
+
     from jaxllm.sharding.mesh import make_mesh
     from jaxllm.sharding.preflight import replicated
     from jaxllm.train.fit import check_attention, check_fits
-    from jaxllm.train.loop import open_loader, train
+    from jaxllm.train.loop import train
     from jaxllm.train.report import Report
     from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, is_run_folder, run_folder
     from jaxllm.train.step import compute_dtype
 
     # Of this platform, so that the saved configuration says it and another platform's is a change.
     config = replace(config, train=replace(config.train, compute_dtype=compute_dtype(config).name))
+    _check_equal(config, options, processes)
     mesh = make_mesh(config.mesh)
     check_fits(config, mesh)
     check_attention(config, mesh)
     folder = run_folder(config)
-    if options.step is not None and not has_checkpoint(folder):
+    begun = processes.agree("begun", has_checkpoint(folder))
+    if begun:
+        _check_shared(folder, processes)
+    elif options.step is not None:
         raise UserError(f"--step {options.step}: there is no checkpoint in '{folder}' yet; leave it out")
-    corpus = prepare_corpus(config.data, enter(folder, config, options.allow_change), progress=True)
-    loader = open_loader(config, corpus)
-    anew = is_run_folder(folder) and not has_checkpoint(folder)
-    if not has_checkpoint(folder):
-        create(folder, config, corpus.tokenizer_path)
-    with alone(folder), Report(folder) as report:
-        enter(folder, config, options.allow_change)  # another process may have trained here in the meantime
+    loader = _open_data(config, enter(folder, config, options.allow_change), processes)
+    anew = is_run_folder(folder) and not begun
+    with contextlib.ExitStack() as stack:
+        if processes.is_first:
+            if not begun:
+                create(folder, config, loader.corpus.tokenizer_path)
+            stack.enter_context(alone(folder))
+            enter(folder, config, options.allow_change)  # another run may have trained here in the meantime
+        _check_shared(folder, processes)
+        report = stack.enter_context(Report(folder, speaks=processes.is_first))
+        if processes.count > 1:
+            report.say(f"{processes.count} processes with {jax.device_count()} devices")
         if warning := replicated(config, mesh.shape):
             report.say(f"warning: {warning}")
         if anew:
             report.say(f"the run in '{folder}' has no checkpoint yet and begins anew")
-        outcome = train(config, folder, loader, report, step=options.step, allow_change=options.allow_change)
-        prompts, length = config.eval.prompts, config.eval.sample_tokens
-        if outcome.signal is None and prompts and length:
-            generator = Generator(config.model, outcome.params, corpus.tokenizer)
-            samples = generator.generate(prompts, length, SamplingConfig(temperature=0.8, top_p=0.95))
-            for prompt, sample in zip(prompts, samples, strict=True):
-                report.say(f"\nsample of {prompt!r}:\n{prompt}{sample.text}")
+        outcome = train(
+            config, folder, loader, report, step=options.step, allow_change=options.allow_change, processes=processes
+        )
+        if outcome.signal is None:
+            _sample(config, outcome.params, loader.corpus.tokenizer, report, processes)
     return outcome
+
+
+def _open_data(config: RunConfig, tokenizer: TokenizerConfig, processes: Processes) -> "Loader":
+    """The loader, of a corpus and of plans that one process on each file system has made."""
+    from jaxllm.data.corpus import shared_corpus
+    from jaxllm.train.loop import open_loader
+
+    corpus, prepared = shared_corpus(config.data, tokenizer, processes)
+    if prepared:
+        loader = open_loader(config, corpus)
+        processes.exchange("plans", None)
+    else:
+        processes.exchange("plans", None)
+        loader = open_loader(config, corpus)
+    return loader
+
+
+def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "Report", processes: Processes) -> None:
+    """Continues the prompts of the run, in the first process."""
+    from jaxllm.generation.config import SamplingConfig
+    from jaxllm.generation.generate import Generator
+    from jaxllm.sharding.placement import fetched
+
+    prompts, length = config.eval.prompts, config.eval.sample_tokens
+    if not prompts or not length:
+        return
+    params = fetched(params, keep=processes.is_first)
+    if params is not None:
+        generator = Generator(config.model, params, tokenizer)
+        samples = generator.generate(prompts, length, SamplingConfig(temperature=0.8, top_p=0.95))
+        for prompt, sample in zip(prompts, samples, strict=True):
+            report.say(f"\nsample of {prompt!r}:\n{prompt}{sample.text}")
+
+
+def _check_equal(config: RunConfig, options: Options, processes: Processes) -> None:
+    """
+    Raises:
+        UserError: a process was started with another configuration or other options than the first.
+    """
+    own = {"config": to_dict(config), "step": options.step, "allow_change": options.allow_change}
+    given = processes.exchange("configuration", own)
+    for index, other in enumerate(given):
+        if other == given[0]:
+            continue
+        first, second = (from_dict(RunConfig, one["config"]) for one in (given[0], other))
+        changed = differences(first, second)
+        changed += [f"{n}: {given[0][n]} -> {other[n]}" for n in ("step", "allow_change") if given[0][n] != other[n]]
+        raise UserError(
+            f"{processes.name(index)} was started otherwise than {processes.name(0)}: {', '.join(changed)}; "
+            "give all the same recipe and options"
+        )
+
+
+def _check_shared(folder: Path, processes: Processes) -> None:
+    """
+    Raises:
+        UserError: a process does not see the run folder of the first, which has just been made.
+    """
+    from jaxllm.train.run_folder import writing_in
+
+    with writing_in(folder):
+        first = processes.first_that_sees(folder)
+    for index, seen in enumerate(processes.exchange("folder", first)):
+        if seen != 0:
+            raise UserError(
+                f"{processes.name(index)} does not see the run folder '{folder.absolute()}' of {processes.name(0)}: "
+                "put it, with --output, on a file system that all hosts share"
+            )

@@ -1,1 +1,1 @@
-"""What every folder shares: the axis legend, pytree paths with regex labels, and named random streams."""
+"""What every folder shares: axis legend, pytree paths with regex labels, named random streams, a run's processes."""

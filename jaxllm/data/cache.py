@@ -65,17 +65,40 @@ def build_once(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> dict[str
             or the folder that exists is damaged.
     """
     if not folder.exists():
-        try:
+        with writing_cache(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder) as alone:
                 if not folder.exists():
                     _build(folder, fill, alone)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the data cache '{folder.parent}': {error.strerror or error}; make room there, "
-                "or choose another folder with --data.cache-dir or $JAXLLM_CACHE"
-            ) from error
     return _verified(folder)
+
+
+@contextlib.contextmanager
+def writing_cache(folder: Path) -> Iterator[None]:
+    """What a disk that is full, or a folder that is read-only, says to the user.
+
+    Raises:
+        UserError: the block could not read or write a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the data cache '{folder}': {error.strerror or error}; make room there, "
+            "or choose another folder with --data.cache-dir or $JAXLLM_CACHE"
+        ) from error
+
+
+def manifest_info(folder: Path) -> dict[str, Any]:
+    """What `build_once` returned for a folder that another process has just built or checked.
+
+    Raises:
+        UserError: it is not there.
+    """
+    try:
+        return json.loads((folder / MANIFEST).read_text())["info"]
+    except OSError as error:
+        raise UserError(f"the data cache '{folder}' cannot be read: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ from typing import Any, Self
 import numpy as np
 
 from jaxllm.common.paths import user_path
+from jaxllm.common.processes import Processes
 from jaxllm.config import DataConfig, TokenizerConfig, UserError, to_dict
-from jaxllm.data.cache import build_once, cache_root, key_of
+from jaxllm.data.cache import build_once, cache_root, key_of, manifest_info, writing_cache
 from jaxllm.data.document import Document, Source
 from jaxllm.data.progress import status, track
 from jaxllm.data.sources import open_source
@@ -130,15 +131,54 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
     loaded = load_tokenizer(tokenizer_path)
 
     key = key_of([text_key, loaded.fingerprint])
+    info = build_once(root / "corpora" / key, fill_corpus)
+    return _opened(root, key, tokenizer_path, loaded, info)
+
+
+def shared_corpus(data: DataConfig, tokenizer: TokenizerConfig, processes: Processes) -> tuple[Corpus, bool]:
+    """The corpus of `data` in every process; one on each file system prepares it, which the others open.
+
+    Only that one reads the sources and checks what is in the cache.
+
+    Returns:
+        The corpus, and whether it was this process that prepared it.
+
+    Raises:
+        UserError: as `prepare_corpus` does; or the text is not the same on all hosts.
+    """
+    if processes.count == 1:
+        return prepare_corpus(data, tokenizer, progress=True), True
+    root = cache_root(data.cache_dir)
+    with writing_cache(root):
+        root.mkdir(parents=True, exist_ok=True)
+        first = processes.first_that_sees(root)
+    corpus = None
+    if first == processes.index:
+        corpus = prepare_corpus(data, tokenizer, progress=processes.is_first)
+    found = processes.exchange("corpus", corpus and [corpus.key, str(corpus.tokenizer_path)])
+    for index, other in enumerate(found):
+        if other and other[0] != found[0][0]:
+            raise UserError(
+                f"{processes.name(index)} has another text or tokenizer than {processes.name(0)}: give all hosts the "
+                "same files, or a --data.cache-dir that they share"
+            )
+    if corpus is None:
+        key, tokenizer_path = found[first]
+        info = manifest_info(root / "corpora" / key)
+        corpus = _opened(root, key, Path(tokenizer_path), load_tokenizer(Path(tokenizer_path)), info)
+    return corpus, first == processes.index
+
+
+def _opened(root: Path, key: str, tokenizer_path: Path, tokenizer: Tokenizer, info: dict[str, Any]) -> Corpus:
     folder = root / "corpora" / key
-    info = build_once(folder, fill_corpus)
     dtype = np.dtype(info["dtype"])
+    sources = len(list(folder.glob("train-*.index")))
     return Corpus(
         root=root,
         key=key,
-        tokenizer=loaded,
+        tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
-        train=tuple(_open(folder, f"train-{s}", dtype) for s in range(len(sources))),
+        train=tuple(_open(folder, f"train-{s}", dtype) for s in range(sources)),
         validation=_open(folder, "validation", dtype),
         report=CorpusReport(**info["report"]),
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
@@ -62,11 +62,11 @@ class Loader:
         """The share of the places in training rows that hold a pair."""
         return sum(plan.pairs for plan in self.plans) / (sum(map(len, self.plans)) * self.sequence_length)
 
-    def batch(self, k: int, rows: slice = slice(None)) -> Batch:
-        """The rows of batch k that `rows` picks; a host reads only its own."""
+    def batch(self, k: int, rows: Sequence[int] | None = None) -> Batch:
+        """The rows of batch k with these numbers, or all; a host reads only its own."""
         return self._fill([self._place(row) for row in self._numbers(k, rows)])
 
-    def documents(self, k: int, rows: slice = slice(None)) -> list[str]:
+    def documents(self, k: int, rows: Sequence[int] | None = None) -> list[str]:
         """The names of the documents in batch k, in the order in which they come.
 
         Where the run has several sources a name begins with that of its own: `data/a.jsonl: a.jsonl:7`.
@@ -81,19 +81,19 @@ class Loader:
                 names |= dict.fromkeys(prefix + documents.name(d) for d in range(first, last + 1))
         return list(names)
 
-    def validation_batches(self, batch_size: int, rows: slice = slice(None)) -> Iterator[Batch]:
+    def validation_batches(self, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[Batch]:
         """All held-out pairs once, in a fixed order; the last batch is filled up with rows of weight 0.
 
         The rows are in random order, so that the first batches are a fair sample.
         """
         plan = self.validation_plan
         for first in range(0, len(plan), batch_size):
-            places = [
-                (self.corpus.validation, plan, r) if r < len(plan) else None for r in range(first, first + batch_size)
-            ]
-            yield self._fill(places[rows])
+            numbers = [first + b for b in (range(batch_size) if rows is None else rows)]
+            yield self._fill([(self.corpus.validation, plan, r) if r < len(plan) else None for r in numbers])
 
-    def iterate(self, start: int = 0, rows: slice = slice(None), ahead: int = 2) -> Generator[Batch, None, None]:
+    def iterate(
+        self, start: int = 0, rows: Sequence[int] | None = None, ahead: int = 2
+    ) -> Generator[Batch, None, None]:
         """Batches `start`, `start + 1`, ... without end, of which `ahead` are made in the background.
 
         Closing the iterator, or an exception in its consumer's `with contextlib.closing(...)`, ends the
@@ -106,8 +106,8 @@ class Loader:
                 made.append(pool.submit(self.batch, k, rows))
                 yield batch
 
-    def _numbers(self, k: int, rows: slice) -> list[int]:
-        return [int(self._rows[k * self.batch_size + b]) for b in range(self.batch_size)[rows]]
+    def _numbers(self, k: int, rows: Sequence[int] | None) -> list[int]:
+        return [int(self._rows[k * self.batch_size + b]) for b in (range(self.batch_size) if rows is None else rows)]
 
     def _source(self, row: int) -> int:
         return int(np.searchsorted(self._first_rows, row, side="right")) - 1

@@ -7,6 +7,9 @@
 A checkpoint is written under another name (`300.writing`) and renamed when its hashes are in it, and it is renamed
 before it is deleted. So a folder whose name is a number was whole, and a file of it that is not as its hash says was
 damaged since. Only this file knows Orbax.
+
+Of several processes each writes and reads the shards of its own devices, in one folder that all share. The first
+process does the rest: it makes the folder, hashes, renames, deletes and checks, and the others wait for it.
 """
 
 import contextlib
@@ -29,6 +32,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from jaxllm.common.processes import ALONE, Processes
 from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import RunConfig, UserError
 from jaxllm.data.cache import file_hashes
@@ -64,13 +68,17 @@ class Info:
 class Checkpoints:
     """The checkpoints of one run folder, a context: the latest `keep` and the best by held-out loss."""
 
-    def __init__(self, run_folder: Path, keep: int = 1):
+    def __init__(self, run_folder: Path, keep: int = 1, processes: Processes = ALONE):
         _quiet()
         self.folder = run_folder.absolute() / "checkpoints"
-        self.keep = keep
+        self.keep, self.processes = keep, processes
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._unfinished: tuple[int, Future[None]] | None = None
+
+    def agreed_steps(self) -> list[int]:
+        """`steps` as the first process sees it; asked by all at the same place."""
+        return self.processes.agree("steps", self.steps() if self.processes.is_first else None)
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, oldest first."""
@@ -86,7 +94,9 @@ class Checkpoints:
         self.wait()
         writing = self.folder / f"{info.step}.writing"
         try:
-            writing.mkdir(parents=True)
+            if self.processes.is_first:
+                writing.mkdir(parents=True)
+            self.processes.exchange("checkpoint begun", None)
             self._orbax.save(writing / "state", args=ocp.args.PyTreeSave(nest(flatten(state))))
         except Exception as error:
             raise self._not_written(info.step, error) from error
@@ -122,7 +132,8 @@ class Checkpoints:
         Raises:
             UserError: there is no such checkpoint, it is damaged, or it is of another model or optimizer.
         """
-        info = self.info(step)
+        info = self.info(step) if self.processes.is_first else None
+        info = Info(**self.processes.agree("checkpoint read", info and asdict(info)))
         wanted = flatten(abstract)
         arrays = self._read(step, wanted)
         if extra := self._stored(step).keys() - wanted.keys():
@@ -165,7 +176,7 @@ class Checkpoints:
             raise self._deleted(step) from None
 
     def forget_after(self, step: int) -> None:
-        """Deletes what is later than `step`, and what an earlier process left unfinished."""
+        """Deletes what is later than `step`, and what an earlier process left unfinished; in the first process."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.name.isdecimal() and int(path.name) > step:
@@ -176,11 +187,22 @@ class Checkpoints:
     def _finish(self, writing: Path, info: Info) -> None:
         try:
             self._orbax.wait_until_finished()
-            (writing / "info.json").write_text(json.dumps(asdict(info)))
-            (writing / "hashes.json").write_text(json.dumps(_hashes(writing)))
-            os.rename(writing, self.folder / str(info.step))
+            if self.processes.is_first:
+                self._complete(writing, info)
+        except Exception as error:
+            if self.processes.count > 1:  # the others wait for this one in Orbax, which takes minutes to give up
+                self.processes.end(self._not_written(info.step, error))
+            raise
         finally:
-            shutil.rmtree(writing, ignore_errors=True)
+            if self.processes.is_first:
+                shutil.rmtree(writing, ignore_errors=True)
+        self.processes.exchange("checkpoint written", None)
+
+    def _complete(self, writing: Path, info: Info) -> None:
+        """Makes a checkpoint of what all processes have written, and deletes those that are too many."""
+        (writing / "info.json").write_text(json.dumps(asdict(info)))
+        (writing / "hashes.json").write_text(json.dumps(_hashes(writing)))
+        os.rename(writing, self.folder / str(info.step))
         steps = self.steps()
         kept = {*steps[-self.keep :], self.best()}
         for step in steps:
@@ -228,7 +250,8 @@ class Checkpoints:
         return UserError(f"checkpoint '{self.folder / str(step)}' is not of this model and optimizer: {how}")
 
     def _not_written(self, step: int, error: Exception) -> UserError:
-        shutil.rmtree(self.folder / f"{step}.writing", ignore_errors=True)
+        if self.processes.count == 1:  # under others, who still write in it, it is left to the next start
+            shutil.rmtree(self.folder / f"{step}.writing", ignore_errors=True)
         steps = self.steps() if self.folder.is_dir() else []
         last = f"the last whole one is of step {steps[-1]}" if steps else "there is none yet"
         return UserError(

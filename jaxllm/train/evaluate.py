@@ -6,11 +6,13 @@ from itertools import chain, islice, pairwise, takewhile
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
 from jaxllm.data.loader import Batch, Loader
 from jaxllm.objectives.causal_lm import causal_lm_loss
+from jaxllm.sharding.placement import own_rows, place
 from jaxllm.train.step import make_model
 
 
@@ -52,21 +54,22 @@ class Evaluator:
         self,
         config: RunConfig,
         loader: Loader,
-        place: Callable[[Batch], dict[str, jax.Array]],
+        mesh: Mesh,
         stop: Callable[[], bool],
     ):
         """
         Args:
             config: the run.
             loader: has the held-out rows.
-            place: puts a batch on the devices.
+            mesh: where batches are put; each process makes the rows of its own devices.
             stop: is asked before each batch whether to leave it.
         """
-        self._loader, self._place, self._stop = loader, place, stop
+        self._loader, self._mesh, self._stop = loader, mesh, stop
         self._pairs = loader.validation_plan.pairs
         # As many rows as a microbatch has: what the training step has memory for, and what the mesh divides.
         self._rows = config.train.batch_size // config.train.accumulate
         self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
+        self._own = own_rows(mesh, self._rows)
         model, chunk = make_model(config), config.train.loss_chunk
 
         def sums(params: Tree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -80,7 +83,7 @@ class Evaluator:
 
         Both are none where nothing is held out, and when it was stopped.
         """
-        batches = self._loader.validation_batches(self._rows)
+        batches = self._loader.validation_batches(self._rows, self._own)
         part = self._sum(params, islice(batches, self._part))
         rest = self._sum(params, batches if whole else ())
         if not part.tokens or self._stop():
@@ -89,7 +92,8 @@ class Evaluator:
 
     def _sum(self, params: Tree, batches: Iterable[Batch]) -> HeldOut:
         nats, tokens = 0.0, 0  # on the host: float32 would lose tokens of a large set
-        running = (self._sums(params, self._place(b)) for b in takewhile(lambda _: not self._stop(), batches))
+        placed = (place(b, self._mesh, self._rows) for b in takewhile(lambda _: not self._stop(), batches))
+        running = (self._sums(params, batch) for batch in placed)
         for (nll, weight), _ in pairwise(chain(running, (None,))):  # one late: the device has work meanwhile
             nats, tokens = nats + float(nll), tokens + int(weight)
         return HeldOut(nats, tokens, self._loader.corpus.validation.bytes * tokens / max(1, self._pairs))

@@ -1,10 +1,13 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a request to stop after the step in flight."""
+"""Ctrl-C, SIGTERM and SIGHUP as a request to stop after the step in flight, the same in all processes of a run."""
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from jaxllm.common.processes import Processes
 
 
 class Interrupt:
@@ -39,3 +42,47 @@ class Interrupt:
             signal.raise_signal(number)
         if self.signal in (None, signal.SIGHUP):
             self.signal = number
+
+
+class Stop:
+    """Whether to stop, asked by every process at the same places of its program, so that the n-th answers are equal.
+
+    The first process that has a reason calls the others. Each then says at its next question how far it has come, and
+    all stop at the question of the one that was furthest: the others get there, since what lies between is dispatched
+    by it too. So the agreement costs a step nothing. (`multihost_utils.reached_preemption_sync_point` of jax works
+    alike, but knows SIGTERM alone.)
+    """
+
+    def __init__(self, processes: Processes, reason: Callable[[], int | None]):
+        """
+        Args:
+            processes: of the run.
+            reason: the signal for which this process would stop, or none.
+        """
+        self._processes, self._reason = processes, reason
+        self._asked = 0
+        self._at: int | None = None
+        self.signal: int | None = None
+        """The reason of the first process that has one, once all have agreed."""
+
+    def __call__(self) -> bool:
+        self._asked += 1
+        if self._at is None:
+            if self._reason() is not None:
+                self._processes.call()
+                self._agree(self._asked)
+            elif self._processes.called:
+                self._agree(self._asked)
+        return self._at is not None and self._asked >= self._at
+
+    def last(self) -> int | None:
+        """The last question, with the signal that all stop for; whoever is called after that is not kept waiting."""
+        stops = self()
+        if self._at is None:
+            self._agree(self._asked + 1)
+        return self.signal if stops else None
+
+    def _agree(self, asked: int) -> None:
+        answers = self._processes.exchange("stop", [asked, self._reason()])
+        self._at = max(at for at, _ in answers)
+        self.signal = next((signal for _, signal in answers if signal is not None), None)

@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from jaxllm.common.processes import ALONE, Processes
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig, UserError
 from jaxllm.data.corpus import Corpus
-from jaxllm.data.loader import Batch, Loader
+from jaxllm.data.loader import Loader
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.placement import place
+from jaxllm.sharding.placement import own_rows, place
 from jaxllm.sharding.rules import BATCH
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.evaluate import Evaluator, HeldOut
-from jaxllm.train.interrupt import Interrupt
+from jaxllm.train.interrupt import Interrupt, Stop
 from jaxllm.train.metrics import Journal, Meter, read_metrics
 from jaxllm.train.plot import plot_loss
 from jaxllm.train.report import Report
@@ -82,6 +84,7 @@ def train(
     *,
     step: int | None = None,
     allow_change: bool = False,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Trains to `config.train.steps`, from the latest checkpoint in `folder` if there is one.
 
@@ -95,6 +98,7 @@ def train(
         report: is told how it goes.
         step: go on from this checkpoint in place of the latest; later ones are deleted.
         allow_change: go on although the text is not what it was.
+        processes: that train it together, all of which call this.
 
     Raises:
         UserError: a checkpoint that is damaged or does not fit; a folder that cannot be written; a loss that is not
@@ -102,17 +106,19 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
-        checkpoints = stack.enter_context(Checkpoints(folder, config.checkpoint.keep))
-        loop = _Loop(config, folder, loader, report, checkpoints, interrupt)
+        checkpoints = stack.enter_context(Checkpoints(folder, config.checkpoint.keep, processes))
+        stop = Stop(processes, lambda: interrupt.signal or (signal.SIGPIPE if report.unread else None))
+        loop = _Loop(config, folder, loader, report, checkpoints, stop, processes)
         stack.enter_context(jax.set_mesh(loop.mesh))
         loop.start(step, allow_change)
-        stack.enter_context(loop.journal)
+        if loop.journal is not None:
+            stack.enter_context(loop.journal)
         stack.enter_context(loop.profile)
         stack.enter_context(report.live(config.train.steps))
         if loop.info.step < config.train.steps:
             loop.run()
         loop.finish()
-    return Outcome(loop.info.step, loop.params, interrupt.signal or (signal.SIGPIPE if report.unread else None))
+        return Outcome(loop.info.step, loop.params, stop.last())
 
 
 class _Loop:
@@ -125,12 +131,14 @@ class _Loop:
         loader: Loader,
         report: Report,
         checkpoints: Checkpoints,
-        interrupt: Interrupt,
+        stopping: Stop,
+        processes: Processes,
     ):
         self.config, self.folder, self.loader = config, folder, loader
-        self.report, self.checkpoints, self.interrupt = report, checkpoints, interrupt
+        self.report, self.checkpoints, self.stopping, self.processes = report, checkpoints, stopping, processes
         self.mesh = make_mesh(config.mesh)
-        self.evaluator = Evaluator(config, loader, self.place, self.stopping)
+        self.rows = own_rows(self.mesh, config.train.batch_size)
+        self.evaluator = Evaluator(config, loader, self.mesh, self.stopping)
         self.profile = contextlib.ExitStack()
         self.unread: tuple[int, Metrics] | None = None
         self.skipped_in_a_row = 0
@@ -140,15 +148,9 @@ class _Loop:
         """What is evaluated and sampled."""
         return self.state.params if self.state.ema is None else self.state.ema
 
-    def place(self, batch: Batch) -> dict[str, jax.Array]:
-        return place(batch, self.mesh)
-
-    def stopping(self) -> bool:
-        return self.interrupt.signal is not None or self.report.unread
-
     def start(self, step: int | None, allow_change: bool) -> None:
         """Restores the wanted checkpoint, or makes the first state, and forgets what is later."""
-        steps = self.checkpoints.steps()
+        steps = self.checkpoints.agreed_steps()
         if step is None and not steps:
             self.info = Info(0, 0, self.loader.corpus.key, self.loader.corpus.tokenizer.fingerprint)
             self.state = initial_state(self.config, self.mesh)
@@ -157,10 +159,12 @@ class _Loop:
             self.state, info = self.checkpoints.restore(abstract, steps[-1] if step is None else step)
             self.info = _checked_text(info, self.loader.corpus, allow_change)
             self.report.say(f"going on from step {info.step} of {self.config.train.steps} in '{self.folder}'")
-        with writing_in(self.folder):
-            save_config(self.folder, self.config)
-            self.checkpoints.forget_after(self.info.step)
-            self.journal = Journal(self.folder, self.info.step)
+        self.journal = None
+        if self.processes.is_first:
+            with writing_in(self.folder):
+                save_config(self.folder, self.config)
+                self.checkpoints.forget_after(self.info.step)
+                self.journal = Journal(self.folder, self.info.step)
 
     def run(self) -> None:
         """Steps until the last, or until a signal comes."""
@@ -169,13 +173,15 @@ class _Loop:
         if self.evaluates(first - 1) and not self.is_written("held_out_loss"):
             self.evaluate()  # it was left out for a signal
         self.meter = Meter(self.config, self.loader, steps=last - first + 1)
-        with contextlib.closing(self.loader.iterate(first - 1)) as batches:
+        with contextlib.closing(self.loader.iterate(first - 1, self.rows)) as batches:
             for step in range(first, last + 1):
                 if self.stopping():
                     break
                 self.checkpoints.check()
                 self.trace(step - first, last - first + 1)
-                self.state, metrics = step_program(self.state, self.place(next(batches)))
+                self.state, metrics = step_program(
+                    self.state, place(next(batches), self.mesh, self.config.train.batch_size)
+                )
                 self.read()  # the step before this one, which the device now works on
                 self.unread = step, metrics
                 if step < last:
@@ -185,15 +191,21 @@ class _Loop:
 
     def is_written(self, name: str) -> bool:
         """Whether the metrics of this step have that name."""
-        return any(line["step"] == self.info.step and name in line for line in read_metrics(self.folder))
+        lines = read_metrics(self.folder) if self.processes.is_first else ()
+        return self.processes.agree("written", any(line["step"] == self.info.step and name in line for line in lines))
+
+    def write(self, values: Mapping[str, float | None]) -> None:
+        """Writes metrics of this step down, in the first process."""
+        if self.journal is not None:
+            self.journal.write(self.info.step, values)
 
     def compile(self) -> Any:
         """The training step as a program for exactly this state and batch."""
         began = time.perf_counter()
         sharding = NamedSharding(self.mesh, BATCH)
         batch = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-            for name, x in self.loader.batch(self.info.step).items()
+            name: jax.ShapeDtypeStruct((self.config.train.batch_size, *x.shape[1:]), x.dtype, sharding=sharding)
+            for name, x in self.loader.batch(self.info.step, rows=()).items()
         }
         step: Any = make_step(self.config, self.mesh)
         program = step.lower(abstract_state(self.config, self.mesh), batch).compile()
@@ -222,7 +234,7 @@ class _Loop:
         self.meter.step(metrics["tokens"])
         if step == 1 or step % self.config.log_every == 0 or step == self.config.train.steps:
             line = self.meter.line(metrics, self.info.tokens)
-            self.journal.write(step, line)
+            self.write(line)
             self.report.progress(step, line, self.meter.seconds_left())
 
     def evaluates(self, step: int) -> bool:
@@ -245,7 +257,7 @@ class _Loop:
         part, everything = self.evaluator(self.params, whole)
         for prefix, name, result in (("held_out", "held out", part), ("final", "held out, all of it", everything)):
             if result is not None:
-                self.journal.write(self.info.step, result.metrics(prefix))
+                self.write(result.metrics(prefix))
                 self.report.say(
                     f"step {self.info.step}  {name}: {result.bits_per_byte:.4f} bits/byte  "
                     f"loss {result.loss:.4f}  perplexity {result.perplexity:.2f}"
@@ -268,11 +280,12 @@ class _Loop:
         else:
             held_out = self.evaluate(whole=True)
         self.checkpoints.wait()
-        if step not in self.checkpoints.steps():
+        if step not in self.checkpoints.agreed_steps():
             self.save(held_out)
             self.checkpoints.wait()
-        with writing_in(self.folder):
-            plot_loss(read_metrics(self.folder), self.folder / "loss.png", self.config.name)
+        if self.processes.is_first:
+            with writing_in(self.folder):
+                plot_loss(read_metrics(self.folder), self.folder / "loss.png", self.config.name)
         best = self.checkpoints.best()
         if best is not None and best != step:
             self.report.say(
@@ -285,7 +298,7 @@ class _Loop:
 
     def trace(self, done: int, steps: int) -> None:
         """Opens and closes the profiler, `done` steps into the `steps` of this process."""
-        if self.config.profile_steps == 0:
+        if self.config.profile_steps == 0 or not self.processes.is_first:
             return
         start = max(0, min(PROFILE_AFTER, steps - self.config.profile_steps))
         if done == start:

@@ -49,13 +49,22 @@ class _Screen:
 class Report:
     """Prints and logs. A context that holds `log.txt` open."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, speaks: bool = True):
+        """
+        Args:
+            folder: of the run.
+            speaks: whether anything is printed and logged; one process of a run does.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         self._folder = folder
         self._screen = _Screen()
         self._console = Console(file=cast(TextIO, self._screen))
+        self._console.quiet = not speaks
         with writing_in(folder):
             # Unbuffered: nothing is left that could fail when it is closed.
-            self._log = open(folder / "log.txt", "ab", buffering=0)  # noqa: SIM115  closed by __exit__
+            self._log = open(folder / "log.txt" if speaks else os.devnull, "ab", buffering=0)  # noqa: SIM115  by __exit__
 
     def __enter__(self) -> Self:
         return self

@@ -259,7 +259,7 @@ def test_mistakes_of_all_kinds_are_told_together(here):
     )
     argv = [recipe, "--sed", "1", "--train.steps", "many", "--nmae=x", "--model.kv-heads", "3", "--mesh.data", "5"]
     with pytest.raises(UserError) as error:
-        load_run_with(argv, "jaxllm train", Options(), devices=lambda: 8)
+        load_run_with(argv, "jaxllm train", Options(), devices=lambda _: 8)
     assert str(error.value).splitlines() == [
         "7 mistakes in the configuration:",
         "  --sed: there is no such option; did you mean '--seed'?",
@@ -276,7 +276,7 @@ def test_nothing_is_said_of_what_a_value_that_could_not_be_read_would_have_mende
     wrong = ["--model.heads", "six", "--mesh.fsdp", "four"]
     argv = [QUICKSTART, *wrong, "--model.kv-heads", "3", "--mesh.data", "5", "--data.sequence-length", "9999"]
     with pytest.raises(UserError) as error:
-        load_run_with(argv, "jaxllm train", Options(), devices=lambda: 8)
+        load_run_with(argv, "jaxllm train", Options(), devices=lambda _: 8)
     assert [line.split(" = ")[0].strip() for line in str(error.value).splitlines()[1:]] == [
         "--model.heads six: expected a whole number",
         "--mesh.fsdp four: expected a whole number",

@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from jaxllm.cli.train import run
+from jaxllm.cli.train import Options, _check_equal, _check_shared, run
 from jaxllm.common.trees import flatten
+from jaxllm.config import RunConfig
 from jaxllm.train.checkpoint import load_run_params
+from tests.together import together
 
 WORDS = ["def", "class", "return", "self", "value", "name", "index", "for", "while", "None", "import"]
 
@@ -95,3 +97,30 @@ def test_help_lists_the_options_of_its_own(capsys):
     shown = capsys.readouterr().out
     assert "--step" in shown
     assert "--allow-change" in shown
+
+
+def test_processes_that_were_started_otherwise_are_told_how():
+    def check(processes):
+        seeds = (0, 0, 1)
+        _check_equal(RunConfig(seed=seeds[processes.index]), Options(), processes)
+
+    for error in together(3, check):
+        assert str(error).startswith("process 2 (host2) was started otherwise than process 0 (host0): seed: 0 -> 1; ")
+    for error in together(2, lambda p: _check_equal(RunConfig(), Options(step=p.index), p)):
+        assert "step: 0 -> 1; " in str(error)
+    assert together(2, lambda p: _check_equal(RunConfig(), Options(), p)) == [None, None]
+
+
+def test_a_run_folder_that_a_host_does_not_see_is_told_with_the_host(tmp_path):
+    (tmp_path / "shared").mkdir()
+    assert together(2, lambda p: _check_shared(tmp_path / "shared", p)) == [None, None]
+    assert list((tmp_path / "shared").iterdir()) == []
+    for error in together(2, lambda p: _check_shared(tmp_path / ("own" if p.index else "shared"), p)):
+        assert str(error).startswith("process 1 (host1) does not see the run folder '")
+
+
+def test_processes_that_contradict_each_other_are_one_message(recipe):
+    with start(recipe, recipe, "--processes", "2", "--process-id", "2", "--coordinator", "127.0.0.1:1") as process:
+        printed, errors = process.communicate()
+    assert (process.returncode, printed) == (2, "")
+    assert errors == "error: --process-id 2: of 2 processes the first is 0 and the last 1\n"

@@ -149,7 +149,7 @@ def test_the_seed_and_the_number_decide_the_batch(corpus, data, loader):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_that_read_their_own_rows_have_the_batch_together(loader, hosts):
     size = 4 // hosts
-    parts = [loader.batch(3, rows=slice(h * size, (h + 1) * size)) for h in range(hosts)]
+    parts = [loader.batch(3, rows=range(h * size, (h + 1) * size)) for h in range(hosts)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     assert equal(joined, loader.batch(3))
 
@@ -158,7 +158,7 @@ def test_a_host_reads_only_its_rows(loader, monkeypatch):
     read = []
     place = loader._place
     monkeypatch.setattr(loader, "_place", lambda row: read.append(row) or place(row))
-    loader.batch(3, rows=slice(1, 3))
+    loader.batch(3, rows=range(1, 3))
     assert len(read) == 2
 
 
@@ -259,7 +259,7 @@ def test_the_documents_of_a_batch_are_those_whose_tokens_it_holds(loader):
             ids = [*inputs, targets[-1]]
             assert any(contents[name][i : i + len(ids)] == ids for name in names for i in range(len(contents[name])))
         assert len(names) <= len(pieces(loader.batch(k)))
-        assert loader.documents(k, rows=slice(0, 1)) == names[: len(loader.documents(k, rows=slice(0, 1)))]
+        assert loader.documents(k, rows=range(1)) == names[: len(loader.documents(k, rows=range(1)))]
 
 
 def test_a_concatenated_row_names_all_documents_that_it_touches(corpus, data):
@@ -291,7 +291,7 @@ def test_held_out_batches_are_always_the_same_and_can_be_cut_by_rows(corpus, dat
     first = list(Loader(corpus, data, batch_size=4, seed=0).validation_batches(4))
     second = Loader(corpus, data, batch_size=2, seed=9)
     assert all(map(equal, first, second.validation_batches(4)))
-    halves = [list(second.validation_batches(4, rows=slice(h, h + 2))) for h in (0, 2)]
+    halves = [list(second.validation_batches(4, rows=range(h, h + 2))) for h in (0, 2)]
     for whole, a, b in zip(first, *halves, strict=True):
         assert equal(whole, {name: np.concatenate([a[name], b[name]]) for name in a})
 
@@ -314,8 +314,8 @@ def test_iteration_can_start_anywhere_and_gives_the_batches_in_order(loader):
     with contextlib.closing(loader.iterate(start=11)) as batches:
         for k, batch in zip(range(11, 20), batches, strict=False):
             assert equal(batch, loader.batch(k))
-    with contextlib.closing(loader.iterate(5, rows=slice(1, 3))) as batches:
-        assert equal(next(batches), loader.batch(5, rows=slice(1, 3)))
+    with contextlib.closing(loader.iterate(5, rows=range(1, 3))) as batches:
+        assert equal(next(batches), loader.batch(5, rows=range(1, 3)))
 
 
 def test_closing_ends_the_background_thread(loader):

@@ -23,11 +23,14 @@ from jaxllm.config import (
     TrainConfig,
     TransformerConfig,
 )
+from jaxllm.data.corpus import prepare_corpus
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train.checkpoint import Checkpoints
+from jaxllm.train.loop import open_loader
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.report import Report
 from jaxllm.train.state import abstract_state
+from tests.train.member import row_hashes
 
 WORDS = ["def", "class", "return", "self", "value", "name", "index", "for", "while", "None", "import"]
 
@@ -128,6 +131,14 @@ def ends_like(recipe: RunConfig, uninterrupted: Path, arrays: Callable[..., Any]
         return same and lines_without_speed(folder) == lines_without_speed(uninterrupted)
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def hashes(recipe: RunConfig, uninterrupted: Path) -> dict[int, dict[int, str]]:
+    """The hash of every row of every batch of the recipe's run, by batch and by place in it."""
+    corpus = prepare_corpus(recipe.data, TokenizerConfig(path=str(uninterrupted / "tokenizer.model")))
+    loader = open_loader(recipe, corpus)
+    return {k: row_hashes(loader.batch(k), range(8)) for k in range(12)}
 
 
 def lines_without_speed(folder: Path) -> list[dict[str, Any]]:

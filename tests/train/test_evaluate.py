@@ -11,7 +11,7 @@ from jaxllm.data.loader import Loader
 from jaxllm.models.decoder import Decoder, head_logits
 from jaxllm.models.table import decoder_table
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import BATCH, param_specs
+from jaxllm.sharding.rules import param_specs
 from jaxllm.train.checkpoint import load_run_params
 from jaxllm.train.evaluate import Evaluator, HeldOut
 from jaxllm.train.metrics import read_metrics
@@ -32,7 +32,7 @@ def params(recipe):
 def evaluate(recipe, loader, params, whole=True, stop=lambda: False):
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
-        evaluator = Evaluator(recipe, loader, lambda batch: jax.device_put(batch, NamedSharding(mesh, BATCH)), stop)
+        evaluator = Evaluator(recipe, loader, mesh, stop)
         specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(decoder_table(recipe.model)))
         return evaluator(jax.device_put(params, specs), whole)
 

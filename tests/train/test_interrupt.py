@@ -1,8 +1,14 @@
+import random
 import signal
 import subprocess
 import sys
+import time
 
-from jaxllm.train.interrupt import Interrupt
+import pytest
+
+from jaxllm.common.processes import ALONE
+from jaxllm.train.interrupt import Interrupt, Stop
+from tests.together import together
 
 
 def test_the_first_signal_is_noted_and_the_handlers_come_back():
@@ -50,3 +56,33 @@ with Interrupt() as interrupt:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "noted\n", "")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_processes_that_ask_alike_stop_at_the_same_question_and_not_before_the_signal(seed):
+    def ask(processes):
+        choose = random.Random(f"{seed} {processes.index}")
+        comes = choose.randrange(30) if processes.index == 1 else 99
+        asked = 0
+        stop = Stop(processes, lambda: signal.SIGTERM if asked >= comes else None)
+        for asked in range(20):
+            time.sleep(choose.random() / 1000)
+            if stop():
+                return asked, stop.last(), comes
+        return None, stop.last(), comes
+
+    answers = together(3, ask)
+    comes = answers[1][2]
+    assert len({answer[:2] for answer in answers}) == 1
+    at, number, _ = answers[0]
+    assert number == (None if at is None else signal.SIGTERM)
+    assert at is None if comes >= 20 else at is None or at >= comes
+
+
+def test_a_process_that_is_alone_stops_at_the_next_question():
+    reasons = [None, signal.SIGINT, signal.SIGINT]
+    stop = Stop(ALONE, lambda: reasons[0])
+    assert not stop()
+    reasons.pop(0)
+    assert stop()
+    assert stop.last() == signal.SIGINT
