@@ -3,15 +3,19 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from jaxllm.common.processes import Processes
 
+ECHO = 5.0
+"""Seconds within which a SIGTERM is the first one once more: Slurm sends it to a step twice when it preempts a job."""
+
 
 class Interrupt:
-    """While this context is open, the first SIGINT or SIGTERM is noted and the second ends the process at once.
+    """While this context is open, the first SIGINT or SIGTERM is noted and the second ends the process at once (a SIGTERM, after `ECHO`).
 
     SIGHUP, which a terminal that closes sends, often more than once and with a SIGTERM, is only noted; where it is
     ignored, as under `nohup`, it stays so. As other programs do, a process that stopped on request exits with 128 plus
@@ -23,6 +27,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The signal that came, if one did."""
+        self._came = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,13 +40,14 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal not in (None, signal.SIGHUP) and number != signal.SIGHUP:
+        is_echo = number == signal.SIGTERM and time.monotonic() - self._came < ECHO
+        if self.signal not in (None, signal.SIGHUP) and number != signal.SIGHUP and not is_echo:
             if sys.stdout.isatty():
                 os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the progress line hides
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if self.signal in (None, signal.SIGHUP):
-            self.signal = number
+            self.signal, self._came = number, time.monotonic()
 
 
 class Stop:

@@ -44,6 +44,22 @@ def test_a_signal_that_is_ignored_stays_so():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_sigterm_that_comes_twice_is_one_request():
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM
+    program = """
+import signal
+from jaxllm.train import interrupt
+interrupt.ECHO = 0.0
+with interrupt.Interrupt():
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGTERM
+
+
 def test_the_second_signal_ends_the_process_at_once():
     program = """
 import signal
