@@ -15,11 +15,11 @@ ECHO = 5.0
 
 
 class Interrupt:
-    """While this context is open, the first SIGINT or SIGTERM is noted and the second ends the process at once (a SIGTERM, after `ECHO`).
+    """While this context is open, the first SIGINT or SIGTERM is noted and the second ends the process at once.
 
-    SIGHUP, which a terminal that closes sends, often more than once and with a SIGTERM, is only noted; where it is
-    ignored, as under `nohup`, it stays so. As other programs do, a process that stopped on request exits with 128 plus
-    the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
+    A SIGTERM does so after `ECHO` only. SIGHUP, which a terminal that closes sends, often more than once and with a
+    SIGTERM, is only noted; where it is ignored, as under `nohup`, it stays so. As other programs do, a process that
+    stopped on request exits with 128 plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

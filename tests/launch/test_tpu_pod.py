@@ -38,7 +38,7 @@ esac
 
 TRAIN = """
 echo "$$" >"$CLOUD/pid$HOST"
-while [[ ! -e $CLOUD/status$HOST ]]; do sleep 0.05; done
+while [[ ! -e $CLOUD/status$HOST ]] && ((SECONDS < 120)); do sleep 0.05; done
 exit "$(<"$CLOUD/status$HOST")"
 """
 """A run that ends with the status that lies in the cloud."""
