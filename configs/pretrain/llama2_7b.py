@@ -6,7 +6,7 @@ Data: Parquet files with a column `text` under `data/fineweb/`, and Llama 2's `t
 others with --data.sources.0.path and --tokenizer.path.
 Hardware: 64 to 256 GPUs or TPU chips of 80 GB or more (1 to 4 rows of 4,096 tokens on each at once).
 Cost: 8.6e22 FLOPs, which is 10 days on 256 H100 at 40 % of their bfloat16 peak (by arithmetic).
-Result: not yet measured; more than one host is not supported yet.
+Result: not yet measured.
 """
 
 from jaxllm.config import (

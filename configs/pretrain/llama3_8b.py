@@ -6,7 +6,7 @@ Data: Parquet files with a column `text` under `data/fineweb/`, and Llama 3's `t
 others with --data.sources.0.path and --tokenizer.path.
 Hardware: 128 to 512 GPUs or TPU chips of 80 GB or more (1 to 4 rows of 8,192 tokens on each at once).
 Cost: 7.7e23 FLOPs, which is 44 days on 512 H100 at 40 % of their bfloat16 peak (by arithmetic).
-Result: not yet measured; more than one host is not supported yet.
+Result: not yet measured.
 
 The paper gives the peak rate and the tokens of the 8B model; warm-up and final rate are those that it gives for the
 405B model, and the batch of 8 million tokens is the second of the three that it goes through there.

@@ -6,6 +6,7 @@
 Data: Parquet files with a column `text` under `data/fineweb/`, and Llama 2's `tokenizer.model` in `data/llama2/`;
 name others with --data.sources.0.path and --tokenizer.path. `jaxllm plan` reads neither.
 Hardware: 256 TPU v5e chips.
+Cost: by the step, whose time `jaxllm plan` predicts.
 Result: not trained; what `jaxllm plan` says of it is in the README.
 
 The shape and the batch of MaxText's published step (src/maxtext/configs/tpu/v5e/16b.sh there, its base model with

@@ -6,6 +6,7 @@
 Data: Parquet files with a column `text` under `data/fineweb/`, and Llama 2's `tokenizer.model` in `data/llama2/`;
 name others with --data.sources.0.path and --tokenizer.path. `jaxllm plan` reads neither.
 Hardware: 512 TPU v5p chips.
+Cost: by the step, whose time `jaxllm plan` predicts.
 Result: not trained; what `jaxllm plan` says of it is in the README.
 
 The shape (2307.09288) and the batch of MaxText's published step (docs/reference/models/tiering.md there: 692 tokens/s a

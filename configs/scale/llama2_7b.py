@@ -6,6 +6,7 @@
 Data: Parquet files with a column `text` under `data/fineweb/`, and Llama 2's `tokenizer.model` in `data/llama2/`;
 name others with --data.sources.0.path and --tokenizer.path. `jaxllm plan` reads neither.
 Hardware: 256 TPU v5e chips; 16 to 1,024 with --train.batch-size of as many rows.
+Cost: by the step, whose time `jaxllm plan` predicts.
 Result: not trained; what `jaxllm plan` says of it is in the README.
 
 As published (2307.09288) but for the batch: 1 million tokens on 256 chips.

@@ -6,6 +6,7 @@
 Data: Parquet files with a column `text` under `data/fineweb/`, and Llama 3's `tokenizer.json` in `data/llama3/`;
 name others with --data.sources.0.path and --tokenizer.path. `jaxllm plan` reads neither.
 Hardware: 256 TPU v6e chips.
+Cost: by the step, whose time `jaxllm plan` predicts.
 Result: not trained; what `jaxllm plan` says of it is in the README.
 
 The shape and the batch of MaxText's published step (docs/reference/models/tiering.md there: 7,207 tokens/s a chip).

@@ -86,6 +86,7 @@ class Hub:
         self._hosts: dict[int, str] = {}
         self._values: defaultdict[str, dict[int, Any]] = defaultdict(dict)
         self._began = False
+        self._refused: str | None = None
         try:
             if socket.has_dualstack_ipv6():
                 self._server = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -146,23 +147,15 @@ class Hub:
         self._lose(index, f"has died, or its host has not answered for {SILENCE} s", failed=False)
 
     def _admit(self, wire: Wire, join: dict[str, Any]) -> bool:
-        index, count, host = (join.get(name) for name in ("index", "count", "host"))
+        index, host = join.get("index"), join.get("host")
         if not isinstance(index, int):  # not one of ours
             return False
         with self._lock:
-            refused = None
-            if count != self._count:
-                refused = (
-                    f"process {index} ({host}) was told of {count} processes, and process 0 of {self._count}; "
-                    "give all of them the same number"
-                )
-            elif index in self._wires:
-                refused = f"two processes, on {self._hosts[index]} and on {host}, were told to be process {index}"
-            elif join.get("version") != __version__:
-                refused = f"process {index} ({host}) has jaxllm {join.get('version')}, and process 0 {__version__}"
+            refused = self._refused or self._contradiction(join)
             if refused:
                 wire.send(refused=refused)
                 if not self._began:
+                    self._refused = refused  # for those who come later too
                     self._tell(refused=refused)
                 return False
             self._wires[index], self._hosts[index] = wire, str(host)
@@ -170,6 +163,20 @@ class Hub:
                 self._began = True
                 self._tell(start={**self._start, "hosts": [self._hosts[i] for i in range(self._count)]})
         return True
+
+    def _contradiction(self, join: dict[str, Any]) -> str | None:
+        """What a process that wants to join was told otherwise than the others, or nothing."""
+        index, count, host = (join.get(name) for name in ("index", "count", "host"))
+        if count != self._count:
+            return (
+                f"process {index} ({host}) was told of {count} processes, and process 0 of {self._count}; "
+                "give all of them the same number"
+            )
+        if index in self._wires:
+            return f"two processes, on {self._hosts[index]} and on {host}, were told to be process {index}"
+        if join.get("version") != __version__:
+            return f"process {index} ({host}) has jaxllm {join.get('version')}, and process 0 {__version__}"
+        return None
 
     def _collect(self, index: int, key: str, value: Any) -> None:
         with self._lock:

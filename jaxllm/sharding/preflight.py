@@ -43,10 +43,9 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
     if devices is not None and not free and known != devices:
         yield f"{asked}: makes {known} devices, and there are {devices}; -1 fills one axis with what is left"
     elif devices is not None and free and devices % known:
-        fitting = [n for n in range(1, devices + 1) if devices % n == 0]
         yield (
             f"{asked}: {known} does not divide the {devices} devices there are; "
-            f"{neighbours(fitting, known)} would do for the other axes together"
+            f"{neighbours(_divisors(devices), known)} would do for the other axes together"
         )
     else:
         sizes = mesh_sizes(config, devices)
@@ -70,11 +69,10 @@ def parameter_mistakes(
             if axis is not None and size % sizes[axis]:
                 uneven.setdefault((letter, size, axis), []).append(path)
     for (letter, size, axis), (path, *others) in uneven.items():
-        fitting = [n for n in range(1, size + 1) if size % n == 0]
         yield (
             f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} of "
             f"parameter '{path}'{f' and {len(others)} more' if others else ''}; {multiples(size, sizes[axis])}, or "
-            f"mesh.{axis} = {neighbours(fitting, sizes[axis])}, would do"
+            f"mesh.{axis} = {neighbours(_divisors(size), sizes[axis])}, would do"
         )
 
 
@@ -124,6 +122,11 @@ def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
         f"on a mesh of {mesh}{stage}: {most / 2**30:,.1f} GiB of them are the {name} of '{path}' ({shape}); "
         f"{remedy} would cut it"
     )
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def is_multiple(size: int, of: int) -> bool:

@@ -12,10 +12,13 @@ from jaxllm.train.run_folder import save_config
 from jaxllm.validation import problems
 
 ROOT = Path(__file__).parents[2]
-RECIPES = {path.stem: path for path in (ROOT / "configs").rglob("*.py")}
+RECIPES = {path.stem: path for path in (ROOT / "configs/pretrain").glob("*.py")}
+RECIPES |= {f"scale_{path.stem}": path for path in (ROOT / "configs/scale").glob("*.py")}
 QUICKSTART = str(RECIPES["quickstart"])
 
 DEVICES = {"quickstart": 1, "stdlib_25m": 1, "gpt2_124m": 8, "llama_1b": 8, "llama2_7b": 64, "llama3_8b": 128}
+DEVICES |= {"scale_llama2_7b": 16, "scale_llama2_70b": 512, "scale_decoder_16b": 256}
+DEVICES |= {"scale_llama3_8b": 256, "scale_llama3_70b": 256}
 """The smallest machine that each recipe's docstring names."""
 
 
@@ -268,7 +271,8 @@ def test_mistakes_of_all_kinds_are_told_together(here):
         "  --train.steps many: expected a whole number",
         "  optimizer.b2 = 2.0: must be at least 0 and below 1",
         "  model.kv_heads = 3: must divide model.heads = 4; 2 or 4 would do",
-        "  mesh is data 5 x fsdp 1 x tensor 1: makes 5 devices, and there are 8; -1 fills one axis with what is left",
+        "  mesh is data 5 x fsdp 1 x sequence 1 x tensor 1: makes 5 devices, and there are 8; -1 fills one axis "
+        "with what is left",
     ]
 
 

@@ -75,6 +75,13 @@ class Machine:
         path.write_text(f"#!{shutil.which('bash')}\n{body}\n")
         path.chmod(0o755)
 
+    def checkout(self) -> Path:
+        """A copy of what the launchers need of this one, without its virtual environment."""
+        copy = self.folder / "checkout"
+        for name in ("launch", "configs"):
+            shutil.copytree(ROOT / name, copy / name, dirs_exist_ok=True)
+        return copy
+
     def run(self, *words: str, timeout: float = 60, **kwargs) -> subprocess.CompletedProcess:
         """Runs a launcher, by its name, or another program to its end."""
         with self.start(*words, **kwargs) as process:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launch.conftest import HOSTILE, RECIPE, RECORDS, ROOT
+from tests.launch.conftest import HOSTILE, RECIPE, RECORDS
 from tests.launch.test_dry_run import REMOTE
 
 TRAVELLED = "configs/pretrain/quickstart.py"
@@ -76,7 +76,7 @@ def test_skypilot(machine, nodes):
     assert set(task["envs"]) == set(variables)
     sky = {"NUM_NODES": str(nodes), "NODE_RANK": "1", "NODE_IPS": "10.0.0.1\n10.0.0.2"}
     sky = {f"SKYPILOT_{name}": value for name, value in sky.items()}
-    script = machine.run("bash", "-c", task["run"], cwd=ROOT, env=machine.environment | variables | sky)
+    script = machine.run("bash", "-c", task["run"], cwd=machine.checkout(), env=machine.environment | variables | sky)
     assert (script.returncode, script.stderr) == (0, "")
     of_two = ["--processes", "2", "--process-id", "1", "--coordinator", "10.0.0.1:8476"]
     expected = ["train", TRAVELLED, *HOSTILE, "--output", "/runs/a", *(of_two if nodes == 2 else [])]

@@ -174,7 +174,7 @@ def test_the_place_of_the_runs_is_mounted_on_a_host(machine: Machine, cloud: Pat
     for name in ("gcsfuse", "mount.nfs", "sudo"):
         machine.put(name, RECORDS)
     machine.put("jaxllm", "exit 0")
-    assert machine.run("tpu_worker", "start", runs, "0", RECIPE).returncode == 0
+    assert machine.run(str(machine.checkout() / "launch/tpu_worker"), "start", runs, "0", RECIPE).returncode == 0
     assert ["mkdir", "-p", "/mnt/jaxllm"] in machine.records()
     assert mounting in machine.records()
     wait_for((machine.home / ".jaxllm-worker/status").exists)

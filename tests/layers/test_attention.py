@@ -67,6 +67,12 @@ def assert_all_close(actual, expected, **tolerance):
         np.testing.assert_allclose(a, e, **tolerance)
 
 
+def assert_near(actual, expected):
+    """To 5e-6 of the largest element: float32 rounds sums of terms of that size, in another order each time."""
+    for a, e in zip(actual, expected, strict=True):
+        assert np.abs(a - e).max() < 5e-6 * np.abs(e).max()
+
+
 @pytest.mark.parametrize(
     ("T", "limits"),
     [
@@ -123,7 +129,7 @@ def test_the_mask_that_the_fused_attention_of_jax_is_given_is_the_same(window, h
     prefix = [jnp.asarray(np.arange(LONG) < 30)[None].repeat(B, axis=0)] if has_prefix else []
     args = *draw(LONG), documents(LONG), *prefix
     expected = output_and_gradients(with_prefix if has_prefix else causal_attention, *args, window=window)
-    assert_all_close(output_and_gradients(fused, *args, window=window), expected, rtol=1e-5, atol=1e-5)
+    assert_near(output_and_gradients(fused, *args, window=window), expected)
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -141,7 +147,7 @@ def test_rows_cut_over_devices_are_attended_to_in_a_ring(devices, limits):
         actual = output_and_gradients(causal_attention, *cut, **limits)
     assert actual[0].sharding.spec == heads
     order = np.argsort(zigzag(T, devices))
-    assert_all_close([np.asarray(x)[:, order] for x in actual], expected, rtol=1e-5, atol=1e-5)
+    assert_near([np.asarray(x)[:, order] for x in actual], expected)
 
 
 def test_the_zigzag_gives_each_device_an_early_and_a_late_chunk():

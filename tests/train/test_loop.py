@@ -155,7 +155,9 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(config, tmp
     large = replace(large, train=replace(config.train, batch_size=16))
     Path(large.output).mkdir()
     save_config(Path(large.output), large)
-    with pytest.raises(UserError, match="mesh is data 8 x fsdp 2 x tensor 1: makes 16 devices, and there are 8"):
+    with pytest.raises(
+        UserError, match="mesh is data 8 x fsdp 2 x sequence 1 x tensor 1: makes 16 devices, and there are 8"
+    ):
         run([large.output])
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.json"]
 
