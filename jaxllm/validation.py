@@ -14,7 +14,7 @@ from jaxllm.config import (
     read_dict,
     to_dict,
 )
-from jaxllm.sharding.preflight import is_multiple, mesh_mistakes, multiples, neighbours
+from jaxllm.sharding.preflight import divisors, is_multiple, mesh_mistakes, multiples, neighbours
 
 
 class Range(NamedTuple):
@@ -144,7 +144,7 @@ def _name(name: str) -> Iterator[str]:
 
 def _model(model: TransformerConfig) -> Iterator[str]:
     if not is_multiple(model.heads, model.kv_heads):
-        fitting = [k for k in range(1, model.heads + 1) if model.heads % k == 0]
+        fitting = divisors(model.heads)
         yield (
             f"model.kv_heads = {model.kv_heads}: must divide model.heads = {model.heads}; "
             f"{neighbours(fitting, model.kv_heads)} would do"

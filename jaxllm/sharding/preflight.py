@@ -45,7 +45,7 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
     elif devices is not None and free and devices % known:
         yield (
             f"{asked}: {known} does not divide the {devices} devices there are; "
-            f"{neighbours(_divisors(devices), known)} would do for the other axes together"
+            f"{neighbours(divisors(devices), known)} would do for the other axes together"
         )
     else:
         sizes = mesh_sizes(config, devices)
@@ -72,7 +72,7 @@ def parameter_mistakes(
         yield (
             f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} of "
             f"parameter '{path}'{f' and {len(others)} more' if others else ''}; {multiples(size, sizes[axis])}, or "
-            f"mesh.{axis} = {neighbours(_divisors(size), sizes[axis])}, would do"
+            f"mesh.{axis} = {neighbours(divisors(size), sizes[axis])}, would do"
         )
 
 
@@ -124,7 +124,8 @@ def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
     )
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """All that divide a positive number."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*small, *(number // n for n in small)})
 
