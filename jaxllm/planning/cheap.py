@@ -6,12 +6,13 @@ from jaxllm.config import GATED, RunConfig, TransformerConfig
 from jaxllm.models.summary import flops_per_token, memory
 from jaxllm.models.table import decoder_table
 from jaxllm.planning.topology import Target
+from jaxllm.sharding.preflight import CUT_FROM
 
 WIDE, NARROW = 4, 2
 """Bytes of a number of the state, and of one that is computed with on an accelerator."""
 
-RECOMPUTED = {"none": 0.0, "full": 0.33}
-"""Share of the model's FLOPs done again, by remat policy; any other saves products, and does little again."""
+RECOMPUTED = {"none": 0.0, "dots": 0.05, "offload": 0.05, "attention": 0.15, "full": 0.33}
+"""Share of the model's FLOPs done again, by remat policy."""
 
 MOVED = 3 * NARROW + 2 * WIDE
 """Bytes through the main memory for each parameter and microbatch: it is read three times, its gradient is added up."""
@@ -39,20 +40,20 @@ def tokens_at_once(config: RunConfig) -> float:
 
 
 def saved_per_token(model: TransformerConfig, remat: str) -> float:
-    """Numbers saved for each token of each layer until its backward pass: its input, and the products that are kept."""
-    if remat == "full":
+    """Numbers saved on the device for each token of each layer: its input, and the products that are kept there."""
+    if remat in ("full", "offload"):
         return model.width
     heads = model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-    products = heads + 2 * model.width + model.ffn * (2 if model.mlp in GATED else 1)
+    wide = 0 if remat == "attention" else model.ffn * (2 if model.mlp in GATED else 1)
+    products = heads + 2 * model.width + wide
     return model.width + products * (1.0 if remat != "none" else 2.0)
 
 
 def _bytes(config: RunConfig) -> float:
     model, mesh, train = config.model, config.mesh, config.train
     kept = memory(model, config.optimizer, ema=train.ema_decay is not None)
-    stage = config.mesh.zero_stage
-    cut = [mesh.fsdp if stage >= needed else 1 for needed in (3, 2, 1)]
-    state = kept.parameters / cut[0] + kept.gradients / cut[1] + (kept.optimizer + kept.ema) / cut[2]
+    cut = (mesh.fsdp if mesh.zero_stage >= first else 1 for first in CUT_FROM)
+    state = sum(part / parts for part, parts in zip(kept, cut, strict=True))
     table = decoder_table(model)
     layer = sum(p.size for path, p in table.items() if path.startswith("layers/")) / model.layers
     ends = 2 * model.vocab_size * model.width
@@ -68,7 +69,7 @@ def _seconds(config: RunConfig, asked: Target) -> float:
     if not chip.peak_flops:
         return 0.0
     tokens = tokens_at_once(config) * train.accumulate
-    flops = flops_per_token(model, config.data.sequence_length).total * (1 + RECOMPUTED.get(train.remat, 0.05))
+    flops = flops_per_token(model, config.data.sequence_length).total * (1 + RECOMPUTED[train.remat])
     computing = tokens * flops / mesh.tensor / (chip.peak_flops / chip.devices * chip.product_share)
     numbers = sum(p.size for p in decoder_table(model).values()) / mesh.tensor
     fast = _sent(config.mesh.zero_stage, train.accumulate) * numbers if mesh.fsdp > 1 else 0.0

@@ -60,7 +60,8 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         grads, weight, nll = accumulated(config, state, batch)
-        state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
+        if config.train.offload_optimizer:
+            state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
         weight = jnp.maximum(weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage))
         with jax.named_scope("optimizer"):
