@@ -39,19 +39,19 @@ def rows_of(count: int) -> tuple[str, ...]:
 SCALE = "configs/scale/"
 SETS = {
     "scaling": [
-        Row(f"{SCALE}llama2_7b.py", "v5e:4x4", rows_of(16)),
-        Row(f"{SCALE}llama2_7b.py", "v5e:8x8", rows_of(64)),
-        Row(f"{SCALE}llama2_7b.py", "v5e:16x16", rows_of(256)),
-        Row(f"{SCALE}llama2_7b.py", "4xv5e:16x16", (*rows_of(1024), "--mesh.data", "4")),
+        Row("configs/pretrain/llama2_7b.py", "v5e:4x4", rows_of(16)),
+        Row("configs/pretrain/llama2_7b.py", "v5e:8x8", rows_of(64)),
+        Row("configs/pretrain/llama2_7b.py", "v5e:16x16", rows_of(256)),
+        Row("configs/pretrain/llama2_7b.py", "4xv5e:16x16", (*rows_of(1024), "--mesh.data", "4")),
     ],
     "peers": [
-        Row(f"{SCALE}llama2_7b.py", "v5e:16x16", rows_of(256), peer="0.316, 2.68, 26.2, 13.2, 153 s"),
-        Row(f"{SCALE}llama2_7b.py", "v5p:4x4x4", rows_of(128), peer="1.264, 4.75, 26.2, 13.2, 150 s"),
+        Row("configs/pretrain/llama2_7b.py", "v5e:16x16", rows_of(256), peer="0.316, 2.68, 26.2, 13.2, 153 s"),
+        Row("configs/pretrain/llama2_7b.py", "v5p:4x4x4", rows_of(128), peer="1.264, 4.75, 26.2, 13.2, 150 s"),
         Row("configs/pretrain/llama_1b.py", "v5e:4x4", rows_of(64), peer="0.928, 10.48, 1.9 + 5.3 permuted, 0, 195 s"),
     ],
     "backtest": [
         Row(f"{SCALE}decoder_16b.py", "v5e:16x16", published=120e12 / 100.65e9),
-        Row(f"{SCALE}llama3_8b.py", "v6e:16x16", published=7207),
+        Row("configs/pretrain/llama3_8b.py", "v6e:16x16", rows_of(1024), published=7207),
         Row(f"{SCALE}llama3_70b.py", "v6e:16x16", published=960),
         Row(f"{SCALE}llama2_70b.py", "v5p:8x8x8", published=692),
     ],

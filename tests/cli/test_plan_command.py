@@ -12,7 +12,7 @@ from jaxllm.config import UserError
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs" / "pretrain" / "quickstart.py")
-SCALE = str(ROOT / "configs" / "scale" / "llama2_7b.py")
+SCALE = str(ROOT / "configs" / "pretrain" / "llama2_7b.py")
 CALL = "import sys; from jaxllm.cli.main import main; sys.exit(main())"
 SMALL = ["--model.layers", "2", "--model.width", "64", "--model.ffn", "96", "--train.batch-size", "8"]
 

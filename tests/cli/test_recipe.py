@@ -17,8 +17,7 @@ RECIPES |= {f"scale_{path.stem}": path for path in (ROOT / "configs/scale").glob
 QUICKSTART = str(RECIPES["quickstart"])
 
 DEVICES = {"quickstart": 1, "stdlib_25m": 1, "gpt2_124m": 8, "llama_1b": 8, "llama2_7b": 64, "llama3_8b": 128}
-DEVICES |= {"scale_llama2_7b": 16, "scale_llama2_70b": 512, "scale_decoder_16b": 256}
-DEVICES |= {"scale_llama3_8b": 256, "scale_llama3_70b": 256}
+DEVICES |= {"scale_llama2_70b": 512, "scale_decoder_16b": 256, "scale_llama3_70b": 256}
 """The smallest machine that each recipe's docstring names."""
 
 
