@@ -199,9 +199,9 @@ class TrainConfig:
     """Activations and products; auto is bfloat16 on accelerators and float32 on CPU."""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     """What computes attention: auto is splash attention on TPU, cuDNN's flash attention on GPU, and XLA elsewhere."""
-    remat: Literal["none", "dots", "attention", "full", "offload"] = "dots"
-    """Recompute in the backward pass: nothing; norms and activations; also the MLP's wide products; all. Or `offload`:
-    as `dots`, with what is saved in the host's memory."""
+    remat: Literal["none", "dots", "attention", "full", "offload", "offload_inputs"] = "dots"
+    """Recompute in the backward pass: nothing; norms and activations; also the MLP's wide products; all. With what is
+    saved in the host's memory: `offload` as `dots`, `offload_inputs` as `full`."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in the host's memory between updates."""
     loss_chunk: int = 512

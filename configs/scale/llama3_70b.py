@@ -10,7 +10,7 @@ Cost: by the step, whose time `jaxllm plan` predicts.
 Result: not trained; what `jaxllm plan` says of it is in the README.
 
 The shape (2407.21783) and the batch of MaxText's published step (docs/reference/models/tiering.md there: 960 tokens/s a
-chip). Theirs keeps the inputs of the layers and the products of attention in the host's memory.
+chip). Theirs keeps the products of attention in the host's memory too, beside the inputs of the layers.
 """
 
 import dataclasses
@@ -46,6 +46,6 @@ def recipe() -> RunConfig:
         optimizer=OptimizerConfig(
             learning_rate=1.5e-4, schedule=ScheduleConfig(kind="cosine", warmup_steps=2000, final_fraction=0.1)
         ),
-        train=TrainConfig(steps=100_000, batch_size=1280, remat="full", loss_chunk=4096),
+        train=TrainConfig(steps=100_000, batch_size=1280, remat="offload_inputs", loss_chunk=4096),
         mesh=MeshConfig(data=1, fsdp=-1),
     )

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree, map_with_path, nest
@@ -27,19 +28,28 @@ from jaxllm.models.block import Layer, block, normalise
 from jaxllm.models.cache import Cache
 from jaxllm.models.table import Param, decoder_table, group
 
+INPUT = "layer input"
+"""Names what the backward pass of a layer begins with under every policy; it stays on the device unless moved."""
+
 NARROW = (blockwise.SAVED, linear.SAVED)
 SAVEABLE = (*NARROW, linear.WIDE)
+
+
+def _moved_to_host(*names: str) -> Any:
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
 
 REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.save_only_these_names(*SAVEABLE),
     "attention": jax.checkpoint_policies.save_only_these_names(*NARROW),
     "full": jax.checkpoint_policies.nothing_saveable,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=list(SAVEABLE),
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
+    "offload": _moved_to_host(INPUT, *SAVEABLE),
+    "offload_inputs": _moved_to_host(INPUT),
 }
 """What a block's backward pass may find saved; `none` saves everything."""
 
@@ -133,6 +143,7 @@ def forward(
 
     def body(x_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, Any]:
         layer = layer._replace(params=model.at_use("layers", layer.params))
+        x_BTD = checkpoint_name(x_BTD, INPUT)
         return block(config, layer, x_BTD, segments_BT, tables, cache and cache.length, model.attention)
 
     if model.remat != "none":

@@ -11,7 +11,7 @@ from jaxllm.sharding.preflight import CUT_FROM
 WIDE, NARROW = 4, 2
 """Bytes of a number of the state, and of one that is computed with on an accelerator."""
 
-RECOMPUTED = {"none": 0.0, "dots": 0.05, "offload": 0.05, "attention": 0.15, "full": 0.33}
+RECOMPUTED = {"none": 0.0, "dots": 0.05, "offload": 0.05, "attention": 0.15, "full": 0.33, "offload_inputs": 0.33}
 """Share of the model's FLOPs done again, by remat policy."""
 
 MOVED = 3 * NARROW + 2 * WIDE
@@ -41,7 +41,9 @@ def tokens_at_once(config: RunConfig) -> float:
 
 def saved_per_token(model: TransformerConfig, remat: str) -> float:
     """Numbers saved on the device for each token of each layer: its input, and the products that are kept there."""
-    if remat in ("full", "offload"):
+    if remat in ("offload", "offload_inputs"):
+        return 0.0
+    if remat == "full":
         return model.width
     heads = model.head_dim * (2 * model.heads + 2 * model.kv_heads)
     wide = 0 if remat == "attention" else model.ffn * (2 if model.mlp in GATED else 1)

@@ -30,6 +30,8 @@ class Sizes(NamedTuple):
     """What comes out and does not take the place of an argument."""
     code: int
     """The program itself."""
+    host: int
+    """What is kept in the memory of the host."""
     peak: int
     """The most at once, the program included; the sum of all where the compiler does not tell."""
 
@@ -121,11 +123,13 @@ def _failed(asked: Target) -> str:
 
 def _sizes(stats: Any, platform: str) -> Sizes:
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    host_results = stats.host_output_size_in_bytes - stats.host_alias_size_in_bytes
+    host = stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes + host_results
     code = stats.generated_code_size_in_bytes
     peak = stats.argument_size_in_bytes + stats.temp_size_in_bytes + results
     if platform == "tpu" and stats.peak_memory_in_bytes:  # elsewhere it leaves the temporaries out
-        peak = stats.peak_memory_in_bytes
-    return Sizes(stats.argument_size_in_bytes, stats.temp_size_in_bytes, results, code, peak + code)
+        peak = min(peak, stats.peak_memory_in_bytes)  # which counts what lies on the host too
+    return Sizes(stats.argument_size_in_bytes, stats.temp_size_in_bytes, results, code, host, peak + code)
 
 
 USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT]?)\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT]?)")

@@ -49,8 +49,11 @@ class Memory(NamedTuple):
     activations: int
     """And all other temporaries: what the compiler counts beside the gradients."""
     code: int
+    host: int
+    """Not on the device: what it keeps in the memory of its host."""
     peak: int
-    """The most at once by the compiler; the groups need not add up to it, since temporaries share memory over time."""
+    """The most at once on the device by the compiler; the groups need not add up to it, since temporaries share memory
+    over time."""
 
     @property
     def state(self) -> int:
@@ -71,13 +74,18 @@ def memory_of(compiled: Compiled) -> Memory:
         batch_and_padding=max(0, sizes.arguments - parameters - optimizer - ema),
         activations=sizes.temporary - gradients + sizes.results,
         code=sizes.code,
+        host=sizes.host,
         peak=sizes.peak,
     )
 
 
 def device_bytes(tree: Any) -> int:
-    """Of the arrays of a tree, on one device, without padding."""
-    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
+    """Of the arrays of a tree, on one device, without padding and without what lies in the memory of its host."""
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree) if _is_on_device(leaf))
+
+
+def _is_on_device(leaf: jax.ShapeDtypeStruct) -> bool:
+    return leaf.sharding is None or leaf.sharding.memory_kind != "pinned_host"
 
 
 def gradient_bytes(config: RunConfig, state: State) -> int:
@@ -114,8 +122,10 @@ def largest(compiled: Compiled, most: int = 10) -> list[Tensor]:
 
 
 def state_tensors(state: State) -> Iterator[Tensor]:
-    """Each leaf of the state, on one device."""
+    """Each leaf of the state that lies on the device."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not _is_on_device(leaf):
+            continue
         words = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         name = "/".join(word for word in words if not word.isdigit() and not word.startswith("inner_state"))
         yield Tensor(name, f"{leaf.dtype.name}{list(_shard(leaf))}".replace(" ", ""), _bytes(leaf))

@@ -4,7 +4,7 @@
     slow   nothing overlaps: what the chip does by itself, then the networks
 
 What the chip does by itself is on TPU the compiler's own estimate, in cycles, where that is longer than the roofline.
-Neither knows of stragglers, the input, or waiting between hosts.
+Neither knows of stragglers, the input, copies between device and host, or waiting between hosts.
 """
 
 from typing import NamedTuple

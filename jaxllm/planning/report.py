@@ -158,10 +158,13 @@ def _table(title: str, *columns: str) -> Table:
 def _memory(memory: Plain) -> Table:
     table = _table("Memory of a device", "what", "size")
     for name in Memory._fields:
-        if memory[name] and name != "peak":
+        if memory[name] and name not in ("host", "peak"):
             table.add_row(name.replace("_", " "), size(memory[name]))
     table.add_section()
     table.add_row("most at once", size(memory["peak"]))
+    if memory["host"]:
+        table.add_section()
+        table.add_row("in the host's memory", size(memory["host"]))
     return table
 
 

@@ -1,6 +1,7 @@
 """What is compiled is what `train` runs on the target."""
 
 import dataclasses
+import types
 
 import jax
 import pytest
@@ -125,3 +126,14 @@ def test_a_step_that_the_compiler_finds_too_large_is_an_outcome(config, failing)
     outcome = compile_step(config, target("v5e:2x4"))
     assert isinstance(outcome, TooLarge)
     assert outcome.config.train.compute_dtype == "bfloat16"
+
+
+def test_the_most_at_once_on_a_device_leaves_out_what_the_compiler_adds_of_the_host():
+    names = ("argument", "temp", "output", "alias", "generated_code")
+    sizes = {f"{place}{name}_size_in_bytes": 0 for name in names for place in ("", "host_")}
+    told = {"argument_size_in_bytes": 3, "temp_size_in_bytes": 20, "host_temp_size_in_bytes": 50}
+    stats = types.SimpleNamespace(**{**sizes, **told}, peak_memory_in_bytes=53)
+    found = compilation._sizes(stats, "tpu")
+    assert (found.peak, found.host) == (23, 50)
+    stats.peak_memory_in_bytes = 21
+    assert compilation._sizes(stats, "tpu").peak == 21

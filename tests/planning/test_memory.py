@@ -47,6 +47,15 @@ def test_the_groups_add_up_to_the_compilers_sizes(compiled):
     assert found.peak == sizes.peak == sizes.arguments + sizes.temporary + sizes.results
 
 
+def test_what_lies_on_the_host_is_not_counted_on_the_device(config, compiled):
+    run = dataclasses.replace(config, train=dataclasses.replace(config.train, offload_optimizer=True))
+    state = abstract_state(run, make_mesh(run.mesh))
+    found = memory_of(compiled._replace(state=state, sizes=compiled.sizes._replace(host=4096)))
+    counters = 4 * sum(leaf.ndim == 0 for leaf in jax.tree.leaves(state.opt_state))
+    assert (found.optimizer, found.host) == (counters, 4096)
+    assert not [t for t in state_tensors(state) if t.name.startswith("opt_state/mu")]
+
+
 def test_bytes_of_a_tree_are_those_of_one_device(compiled):
     arrays = [x for x in jax.tree.leaves(compiled.state.params) if x.ndim == 2 and x.shape[0] == 64]
     assert device_bytes(arrays) == 64 * 32 * 4 // 4

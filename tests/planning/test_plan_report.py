@@ -1,6 +1,7 @@
 """What is told of a plan, as values and as text."""
 
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -62,6 +63,12 @@ def test_what_a_machine_has_decides_whether_it_fits(plan, compiled):
     assert describe(compiled, target("h100:8"))["fits"] is True
     huge = compiled._replace(sizes=compiled.sizes._replace(peak=10**12))
     assert describe(huge, target("h100:8"))["fits"] is False
+
+
+def test_the_memory_of_the_host_is_told_where_some_is_used(plan, compiled):
+    assert "in the host's memory" not in text(plan)
+    moved = describe(compiled._replace(sizes=compiled.sizes._replace(host=3 * 2**30)), target("h100:8"))
+    assert re.search("in the host's memory │ +3.00 GiB", text(moved))
 
 
 def test_the_text_shows_every_part(plan, compiled):

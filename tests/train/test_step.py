@@ -94,7 +94,7 @@ def test_every_optimizer_gives_one_result_when_cut(kind):
     np.testing.assert_allclose(losses(cut), losses(whole), atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full", "offload"])
+@pytest.mark.parametrize("remat", ["none", "attention", "full", "offload", "offload_inputs"])
 def test_what_the_backward_pass_computes_again_changes_nothing(one_device, remat):
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, remat=remat))
     np.testing.assert_allclose(losses(run(config, steps=3)[1]), losses(one_device[1])[:3], atol=1e-5)
