@@ -8,13 +8,15 @@ and batch are cut is no business of this file: `at_use` is called on each group 
 is used, and whoever shards the run gathers there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree, map_with_path, nest
@@ -54,13 +56,17 @@ REMAT: dict[str, Any] = {
 """What a block's backward pass may find saved; `none` saves everything."""
 
 
-def initial(key: jax.Array, table: dict[str, Param]) -> Tree:
-    """Float32 parameters of a table as a nested dict; each leaf has a stream named by its path."""
+def initial(key: jax.Array, table: dict[str, Param], specs: Mapping[str, P] = MappingProxyType({})) -> Tree:
+    """Float32 parameters of a table as a nested dict; each leaf has a stream named by its path.
+
+    Every device draws its own part of a leaf whose partition `specs` gives, and the whole of others.
+    """
 
     def draw(path: str, leaf: Param) -> jax.Array:
         if leaf.std == 0:
             return jnp.full(leaf.shape, leaf.start, jnp.float32)
-        return leaf.std * jax.random.normal(named_key(key, path), leaf.shape, jnp.float32)
+        drawn = jax.random.normal(named_key(key, path), leaf.shape, jnp.float32, out_sharding=specs.get(path))
+        return leaf.std * drawn
 
     return nest({path: draw(path, leaf) for path, leaf in table.items()})
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.rng import named_key
-from jaxllm.common.trees import Tree
+from jaxllm.common.trees import Tree, flatten
 from jaxllm.config import RunConfig
 from jaxllm.models.decoder import initial
 from jaxllm.models.table import decoder_table
@@ -40,11 +40,12 @@ def run_optimizer(config: RunConfig) -> optax.GradientTransformationExtraArgs:
 
 def _create(config: RunConfig, key: jax.Array) -> State:
     table = decoder_table(config.model)
-    stage, params = config.mesh.zero_stage, initial(named_key(key, "params"), table)
-    optimized = jax.sharding.reshard(params, optimizer_specs(table, stage))
+    stage = config.mesh.zero_stage
+    cut = optimizer_specs(table, stage)
+    optimized = jax.sharding.reshard(initial(named_key(key, "params"), table, flatten(cut)), cut)
     return State(
         step=jnp.zeros((), jnp.int32),
-        params=jax.sharding.reshard(params, parameter_specs(table, stage)),
+        params=jax.sharding.reshard(optimized, parameter_specs(table, stage)),
         opt_state=run_optimizer(config).init(optimized),
         ema=None if config.train.ema_decay is None else jax.tree.map(jnp.copy, optimized),
         skipped=jnp.zeros((), jnp.int32),

@@ -1,6 +1,7 @@
 """The training step: one result, however it is cut."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jaxllm.models.table import decoder_table
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import place
 from jaxllm.sharding.rules import param_specs
+from jaxllm.train import state as state_module
 from jaxllm.train.state import abstract_state, initial_state
 from jaxllm.train.step import accumulated, make_step
 
@@ -190,6 +192,17 @@ def test_initial_parameters_do_not_depend_on_the_mesh():
     )
     for path in one:
         np.testing.assert_array_equal(one[path], many[path], err_msg=path)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_each_device_draws_its_own_part_of_the_first_state(stage):
+    config = dataclasses.replace(CONFIG, model=WIDE, mesh=MeshConfig(data=1, fsdp=8, zero_stage=stage))
+    mesh = make_mesh(config.mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
+    with jax.set_mesh(mesh):
+        made = jax.jit(functools.partial(state_module._create, config), out_shardings=shardings)
+        sizes = made.lower(jax.random.key(0)).compile().memory_analysis()
+    assert sizes.temp_size_in_bytes < sizes.output_size_in_bytes
 
 
 def test_multi_query_attention_trains_under_a_mesh():
