@@ -6,6 +6,7 @@ the left, where XLA's own transpose rule puts the wide one and copies it (a fift
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxllm.common.trees import Tree
 from jaxllm.layers.shards import along_tokens, gradient_sharding, sharding_of
 
 SAVED = "product"
@@ -27,6 +29,28 @@ def project(x_BTD: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, 
     y = checkpoint_name(_product(x_BTD, _as_matrix(kernel, 1)), name)
     y = y.reshape(*x_BTD.shape[:2], *kernel.shape[1:])
     return _with_bias(y, bias)
+
+
+def project_all(x_BTD: jax.Array, layers: Sequence[Tree], *, name: str = SAVED) -> list[jax.Array]:
+    """`project` by several layers, each `{"kernel", "bias"}`.
+
+    Of columns that are cut over devices each makes a part of the gradient of `x`: the parts are added up first, and
+    summed over the devices once.
+    """
+    cut = [_columns_cut(layer["kernel"]) for layer in layers]
+    once_BTD = x_BTD if not any(cut) else _same_along(x_BTD, frozenset().union(*cut))
+    return [project(once_BTD if axes else x_BTD, **layer, name=name) for layer, axes in zip(layers, cut, strict=True)]
+
+
+def _columns_cut(kernel: jax.Array) -> frozenset[str]:
+    """The mesh axes along which outputs of a projection are cut."""
+    sharding = sharding_of(kernel)
+    return frozenset() if sharding is None else frozenset(filter(None, sharding.spec.partitions[1:]))
+
+
+def _same_along(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """`x` with the promise to be the same along mesh axes, so that its gradient is not summed before it comes here."""
+    return jax.sharding.reshard(x, P(*jax.typeof(x).sharding.spec.partitions, reduced=axes))
 
 
 def merge(x_BTF: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -64,7 +88,7 @@ def _forward(x_BTI: jax.Array, kernel_IO: jax.Array) -> tuple[jax.Array, tuple[j
 
 def _backward(saved: tuple[jax.Array, jax.Array], d_BTO: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_BTI, kernel_IO = saved
-    dx = jnp.einsum("BTO,IO->BTI", d_BTO, kernel_IO.astype(d_BTO.dtype), out_sharding=sharding_of(x_BTI))
+    dx = jnp.einsum("BTO,IO->BTI", d_BTO, kernel_IO.astype(d_BTO.dtype), out_sharding=gradient_sharding(x_BTI))
     # float32: a sum over all tokens of the batch, of which bfloat16 would keep 8 bits.
     wide_input = x_BTI.shape[-1] > d_BTO.shape[-1]
     left, right = (d_BTO, x_BTI) if wide_input else (x_BTI, d_BTO)

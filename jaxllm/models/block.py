@@ -1,6 +1,5 @@
 """One transformer block. Families differ in the fields of `TransformerConfig`, never in code of their own."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from jaxllm.common.trees import Tree
 from jaxllm.config import GATED, TransformerConfig
 from jaxllm.layers.attention import Backend, cached_attention, causal_attention
 from jaxllm.layers.dropout import dropout
-from jaxllm.layers.linear import WIDE, merge, project
+from jaxllm.layers.linear import WIDE, merge, project_all
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.norm import layer_norm, rms_norm
 from jaxllm.layers.rope import apply_rope
@@ -71,7 +70,7 @@ def _attention(
     backend: Backend,
 ) -> tuple[jax.Array, Any]:
     params = layer.params["attention"]
-    q, k, v = (project(x_BTD, **params[name]) for name in ("query", "key", "value"))
+    q, k, v = project_all(x_BTD, [params[name] for name in ("query", "key", "value")])
     if config.qk_norm:
         q = rms_norm(q, params["query_norm"]["scale"], config.norm_eps)
         k = rms_norm(k, params["key_norm"]["scale"], config.norm_eps)
@@ -89,9 +88,8 @@ def _attention(
 
 
 def _mlp(config: TransformerConfig, params: Tree, x_BTD: jax.Array) -> jax.Array:
-    activation, wide = ACTIVATIONS[config.mlp], functools.partial(project, name=WIDE)
-    if config.mlp in GATED:
-        hidden = activation(wide(x_BTD, **params["gate"])) * wide(x_BTD, **params["up"])
-    else:
-        hidden = activation(wide(x_BTD, **params["up"]))
+    activation = ACTIVATIONS[config.mlp]
+    names = ("gate", "up") if config.mlp in GATED else ("up",)
+    first, *gated = project_all(x_BTD, [params[name] for name in names], name=WIDE)
+    hidden = activation(first) * gated[0] if gated else activation(first)
     return merge(hidden, **params["down"])

@@ -149,6 +149,24 @@ def test_replicas_of_sharded_groups_sum_between_them_what_each_device_holds(stag
     assert vectors <= found["all-reduce of 8"] <= vectors + SCALARS
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_tensor_parallelism_sums_activations_twice_forward_and_twice_backward_in_each_layer(tensor, tied):
+    model = dataclasses.replace(MODEL, tied_embeddings=tied)
+    blocks, ends, vectors = sizes_of(model)
+    found = step_bytes({"data": 1, "fsdp": 8 // tensor, "tensor": tensor}, model=model)
+    tokens = tensor * CONFIG.data.sequence_length  # of one device, which holds a row for each device along `tensor`
+    activation, statistics = 4 * tokens * model.width, 3 * 4 * tokens  # log Z (a maximum, a sum) and the target's logit
+    summed = (4 * model.layers + 2) * activation + statistics  # in the layers, after the embedding, before the head
+    assert summed <= found[f"all-reduce of {tensor}"] <= summed + SCALARS
+    assert found[f"all-gather of {8 // tensor}"] == (2 * blocks + ends) // tensor
+    assert found[f"reduce-scatter of {8 // tensor}"] == (blocks + ends) // tensor
+    assert found.keys() == {f"{kind} of {8 // tensor}" for kind in ("all-gather", "reduce-scatter", "all-reduce")} | {
+        f"all-reduce of {tensor}"
+    }
+    assert vectors <= found[f"all-reduce of {8 // tensor}"] <= vectors + SCALARS
+
+
 def test_a_ring_passes_keys_and_values_on_and_brings_their_gradients_home():
     blocks, ends, vectors = sizes_of(MODEL)
     found = step_bytes({"data": 1, "fsdp": 2, "sequence": 4})
