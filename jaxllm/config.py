@@ -197,6 +197,8 @@ class TrainConfig:
     """Microbatches in one optimizer step; divides `batch_size`."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Activations and products; auto is bfloat16 on accelerators and float32 on CPU."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients travel between devices; each device makes and keeps its own in float32."""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     """What computes attention: auto is splash attention on TPU, cuDNN's flash attention on GPU, and XLA elsewhere."""
     remat: Literal["none", "dots", "attention", "full", "offload", "offload_inputs"] = "dots"

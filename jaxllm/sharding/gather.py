@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import Tree, map_with_path
@@ -28,7 +29,16 @@ def is_slice(x: Any) -> bool:
     return isinstance(x, Slice)
 
 
-def gather_at_use(table: dict[str, Param]) -> Callable[[str, Tree], Tree]:
+class Types(NamedTuple):
+    """In what numbers travel between devices; both ends hold float32."""
+
+    gathered: Any = jnp.float32
+    """Parameters, which are only used in this type."""
+    summed: Any = jnp.float32
+    """Gradients."""
+
+
+def gather_at_use(table: dict[str, Param], types: Types) -> Callable[[str, Tree], Tree]:
     """The `at_use` of a model whose parameters are cut by `rules.param_specs`, slices or whole.
 
     Undoes the `fsdp` cut and keeps the `tensor` cut. The gradient of what was cut is scattered again where it is made:
@@ -44,37 +54,49 @@ def gather_at_use(table: dict[str, Param]) -> Callable[[str, Tree], Tree]:
                 return cut
             axes = spec(table[f"{group}/{path}"].axes)
             axes = P(*axes[len(axes) - cut.ndim :])  # inside the scan a leaf of `layers` has lost its leading axis
-            return _whole(axes, held.reduced, cut, whole)
+            return _whole(axes, held.reduced, types, cut, whole)
 
         return map_with_path(leaf, params, is_leaf=is_slice)
 
     return gather
 
 
-def scattered(axes: P, x: jax.Array, unsummed: frozenset[str] = frozenset()) -> jax.Array:
-    """A sum over `REPLICAS`, of which every device holds a part, cut by `axes`; still a part over `unsummed`."""
-    if "fsdp" in axes and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1:
+def scattered(axes: P, x: jax.Array, unsummed: frozenset[str] = frozenset(), dtype: Any = jnp.float32) -> jax.Array:
+    """A sum over mesh axes, of which every device holds a part, cut by `axes`; still a part over `unsummed`.
+
+    It travels in `dtype`, and comes in the type of `x`.
+    """
+    held = jax.typeof(x).sharding.spec
+    cut = P(*axes, unreduced=unsummed)
+    if held.unreduced <= unsummed:
+        return jax.sharding.reshard(x, cut)
+    part = x.astype(dtype)
+    if "fsdp" in axes and "fsdp" in held.unreduced and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1:
         dimension = list(axes).index("fsdp")
         scatter = functools.partial(jax.lax.psum_scatter, axis_name="fsdp", scatter_dimension=dimension, tiled=True)
-        x = jax.shard_map(scatter, out_specs=P(*axes, unreduced=REPLICAS - {"fsdp"}))(x)
-    return jax.sharding.reshard(x, P(*axes, unreduced=unsummed))
+        part = jax.shard_map(scatter, out_specs=P(*axes, unreduced=held.unreduced - {"fsdp"}))(part)
+    return jax.sharding.reshard(part, cut).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _whole(axes: P, promised: frozenset[str], cut: jax.Array, whole: jax.Array | None) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _whole(axes: P, promised: frozenset[str], types: Types, cut: jax.Array, whole: jax.Array | None) -> jax.Array:
     """`cut`, whose partition is `axes`, gathered; or its `whole`, which is there already."""
-    gathered = (None if axis == "fsdp" else axis for axis in axes)
-    return jax.sharding.reshard(cut if whole is None else whole, P(*gathered, reduced=REPLICAS))
+    gathered = P(*(None if axis == "fsdp" else axis for axis in axes), reduced=REPLICAS)
+    if whole is not None:
+        return jax.sharding.reshard(whole, gathered)
+    return jax.sharding.reshard(cut.astype(types.gathered), gathered).astype(cut.dtype)
 
 
 def _whole_forward(
-    axes: P, promised: frozenset[str], cut: jax.Array, whole: jax.Array | None
+    axes: P, promised: frozenset[str], types: Types, cut: jax.Array, whole: jax.Array | None
 ) -> tuple[jax.Array, None]:
-    return _whole(axes, promised, cut, whole), None
+    return _whole(axes, promised, types, cut, whole), None
 
 
-def _whole_backward(axes: P, promised: frozenset[str], _: None, unsummed: jax.Array) -> tuple[jax.Array, None]:
-    return scattered(axes, unsummed, promised), None
+def _whole_backward(
+    axes: P, promised: frozenset[str], types: Types, _: None, unsummed: jax.Array
+) -> tuple[jax.Array, None]:
+    return scattered(axes, unsummed, promised, types.summed), None
 
 
 _whole.defvjp(_whole_forward, _whole_backward)

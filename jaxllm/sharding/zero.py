@@ -10,6 +10,8 @@ A gradient that is kept whole is summed once for all microbatches; one that is k
 layer. Along `data` every stage keeps replicas, between which sums come last: hybrid sharding.
 """
 
+from typing import Any
+
 import jax
 from jax.sharding import PartitionSpec as P
 
@@ -29,19 +31,19 @@ def optimizer_specs(table: dict[str, Param], stage: int) -> Tree:
     return param_specs(table) if stage >= 1 else _whole(param_specs(table))
 
 
-def differentiable(params: Tree, table: dict[str, Param], stage: int, microbatches: int) -> Tree:
+def differentiable(params: Tree, table: dict[str, Param], stage: int, late: bool) -> Tree:
     """What gradients are taken of, in the place of `params`.
 
     Matrices promise to be the same along the axes over which their gradients shall not be summed yet: all in stage 1,
-    whose sums are scattered last, and those along which nothing is cut where there are several microbatches.
+    whose sums are scattered last, and, where sums shall be `late`, those along which nothing is cut.
     """
-    waits = stage == 1 or microbatches > 1
+    waits = stage == 1 or late
 
     def promise(cut: P) -> P:
         if "fsdp" not in cut:
             return cut
-        axes, late = (cut, REPLICAS - {"fsdp"}) if stage >= 2 else (_without_fsdp(cut), REPLICAS)
-        return P(*axes, reduced=late if waits else frozenset())
+        axes, unsummed = (cut, REPLICAS - {"fsdp"}) if stage >= 2 else (_without_fsdp(cut), REPLICAS)
+        return P(*axes, reduced=unsummed if waits else frozenset())
 
     return jax.sharding.reshard(params, jax.tree.map(promise, param_specs(table)))
 
@@ -51,14 +53,9 @@ def model_parameters(differentiated: Tree, params: Tree, stage: int) -> Tree:
     return jax.tree.map(Slice, differentiated, params) if stage == 2 else differentiated
 
 
-def summed(grads: Tree, table: dict[str, Param], stage: int) -> Tree:
+def summed(grads: Tree, table: dict[str, Param], stage: int, dtype: Any) -> Tree:
     """Gradients of what `differentiable` gave, with the sums that it left, cut like the optimizer state."""
-
-    def leaf(axes: P, grad: jax.Array) -> jax.Array:
-        is_whole = "fsdp" not in jax.typeof(grad).sharding.spec.partitions
-        return scattered(axes, grad) if is_whole else jax.sharding.reshard(grad, axes)
-
-    return jax.tree.map(leaf, optimizer_specs(table, stage), grads)
+    return jax.tree.map(lambda axes, grad: scattered(axes, grad, dtype=dtype), optimizer_specs(table, stage), grads)
 
 
 def _whole(specs: Tree) -> Tree:

@@ -18,7 +18,7 @@ from jaxllm.layers.shards import where_it_lies
 from jaxllm.models.decoder import Decoder
 from jaxllm.models.table import decoder_table
 from jaxllm.objectives.causal_lm import causal_lm_loss
-from jaxllm.sharding.gather import gather_at_use
+from jaxllm.sharding.gather import Types, gather_at_use
 from jaxllm.sharding.zero import differentiable, model_parameters, optimizer_specs, parameter_specs, summed
 from jaxllm.train.optimizer import learning_rate
 from jaxllm.train.state import State, on_arrays, run_optimizer
@@ -34,6 +34,11 @@ def compute_dtype(config: RunConfig) -> Any:
     return jnp.dtype(config.train.compute_dtype)
 
 
+def travel_types(config: RunConfig) -> Types:
+    """In which types parameters and gradients travel between devices."""
+    return Types(gathered=compute_dtype(config), summed=jnp.dtype(config.train.reduce_dtype))
+
+
 def make_model(config: RunConfig) -> Decoder:
     """The model of a run, in its compute type, gathering parameters where it uses them."""
     return Decoder(
@@ -41,7 +46,7 @@ def make_model(config: RunConfig) -> Decoder:
         dtype=compute_dtype(config),
         remat=config.train.remat,
         attention=config.train.attention,
-        at_use=gather_at_use(decoder_table(config.model)),
+        at_use=gather_at_use(decoder_table(config.model), travel_types(config)),
     )
 
 
@@ -63,7 +68,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
         if config.train.offload_optimizer:
             state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
         weight = jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage))
+        grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage, travel_types(config).summed))
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
             params = jax.sharding.reshard(state.params, optimizer_specs(table, stage))
@@ -100,6 +105,8 @@ def accumulated(config: RunConfig, state: State, batch: Batch) -> tuple[Tree, ja
     """
     model, table, stage = make_model(config), decoder_table(config.model), config.mesh.zero_stage
     parts = config.train.accumulate
+    # A product over cut rows sums in its own type: to sum in another, it must leave its parts unsummed.
+    late = parts > 1 or (stage == 0 and travel_types(config).summed != jnp.float32)
     key = named_key(jax.random.key(config.seed), "dropout", state.step)
 
     def loss(params: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -111,7 +118,7 @@ def accumulated(config: RunConfig, state: State, batch: Batch) -> tuple[Tree, ja
         return total, (weight, metrics["nll"])
 
     def one(batch: Batch, key: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
-        params = differentiable(state.params, table, stage, parts)
+        params = differentiable(state.params, table, stage, late)
         grads, (weight, nll) = jax.grad(loss, has_aux=True)(params, batch, key)
         return grads, weight, nll
 

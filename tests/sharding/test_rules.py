@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, TransformerConfig
 from jaxllm.models.table import decoder_table
-from jaxllm.sharding.gather import gather_at_use
+from jaxllm.sharding.gather import Types, gather_at_use
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH, REPLICAS, param_specs, spec
 
@@ -36,7 +36,7 @@ def test_two_letters_on_one_mesh_axis_are_an_error():
 
 
 def test_gather_undoes_the_fsdp_cut_alone_and_scatters_its_gradient():
-    gather = gather_at_use(TABLE)
+    gather = gather_at_use(TABLE, Types())
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
         kernel = jax.device_put(jnp.ones((6, 256, 4, 64)), P(None, "fsdp", "tensor", None))
