@@ -106,7 +106,7 @@ def pretrain(config: RunConfig, options: Options = Options(), processes: Process
         report = stack.enter_context(Report(folder, speaks=processes.is_first))
         if processes.count > 1:
             report.say(f"{processes.count} processes with {jax.device_count()} devices")
-        if warning := replicated(config, mesh.shape):
+        if warning := replicated(config, mesh.shape, jax.default_backend()):
             report.say(f"warning: {warning}")
         if anew:
             report.say(f"the run in '{folder}' has no checkpoint yet and begins anew")

@@ -93,13 +93,22 @@ def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str
         )
 
 
-def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
+def state_on_devices(config: RunConfig, platform: str) -> Memory:
+    """Bytes of the state and the gradients in the memory of the devices, all together.
+
+    An offloaded optimizer is not in it, except on CPU, where the host's memory is the device's.
+    """
+    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    return parts._replace(optimizer=0) if config.train.offload_optimizer and platform != "cpu" else parts
+
+
+def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> str | None:
     """A warning where each device holds `NOTICEABLE` bytes more than its even share of the state; names the largest.
 
     Of the parameters, gradients, optimizer state and moving average; activations are not counted.
     """
     table, devices = decoder_table(config.model), math.prod(sizes.values())
-    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    parts = state_on_devices(config, platform)
     numbers = sum(leaf.size for leaf in table.values())
     beyond = {}
     for path, leaf in table.items():

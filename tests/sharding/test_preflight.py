@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from jaxllm.config import MeshConfig, RunConfig, TransformerConfig
+from jaxllm.config import MeshConfig, RunConfig, TrainConfig, TransformerConfig
 from jaxllm.models.presets import LLAMA2_7B
 from jaxllm.models.table import decoder_table
 from jaxllm.sharding.axes import RULES
@@ -51,7 +51,7 @@ def test_minus_one_stands_for_what_is_left():
 )
 def test_bytes_that_stay_replicated_are_told_with_the_largest_parameter(mesh, warning):
     config = replace(RunConfig(), model=LLAMA2_7B, mesh=mesh)
-    found = replicated(config, mesh_sizes(config, 8))
+    found = replicated(config, mesh_sizes(config, 8), "tpu")
     if warning is None:
         assert found is None
     else:
@@ -59,4 +59,12 @@ def test_bytes_that_stay_replicated_are_told_with_the_largest_parameter(mesh, wa
 
 
 def test_a_small_model_may_be_replicated_without_a_word():
-    assert replicated(RunConfig(), mesh_sizes(RunConfig(), 8)) is None
+    assert replicated(RunConfig(), mesh_sizes(RunConfig(), 8), "tpu") is None
+
+
+def test_an_offloaded_optimizer_is_held_by_the_host():
+    config = RunConfig(model=LLAMA2_7B, mesh=MeshConfig(data=8), train=TrainConfig(offload_optimizer=True))
+    sizes = mesh_sizes(config, 8)
+    found = replicated(config, sizes, "tpu")
+    assert re.search(r"holds 43\.9 GiB more .* are the parameters of", found), found
+    assert re.search(r"holds 87\.9 GiB more .* are the optimizer of", replicated(config, sizes, "cpu"))
