@@ -123,14 +123,22 @@ def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> st
     leaf = table[path]
     shape = ", ".join(f"{letter} {size}" for letter, size in zip(leaf.axes, leaf.shape, strict=True))
     mesh = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES)
-    stage, remedy = "", "a larger mesh.fsdp in the place of mesh.data"
-    if config.mesh.zero_stage < 3:
-        stage, remedy = f", with mesh.zero_stage = {config.mesh.zero_stage}", "a higher mesh.zero_stage"
+    stage = f", with mesh.zero_stage = {config.mesh.zero_stage}" if config.mesh.zero_stage < 3 else ""
     return (
         f"each device holds {sum(beyond.values()) / 2**30:,.1f} GiB more than its even share of the model's state, "
         f"on a mesh of {mesh}{stage}: {most / 2**30:,.1f} GiB of them are the {name} of '{path}' ({shape}); "
-        f"{remedy} would cut it"
+        f"{_remedy(config, sizes, leaf, getattr(CUT_FROM, name))} would cut it"
     )
+
+
+def _remedy(config: RunConfig, sizes: Mapping[str, int], leaf: Param, first: int) -> str:
+    """What would cut a part of the state of `leaf`, cut along `fsdp` from the ZeRO stage `first` on, once more."""
+    is_low = config.mesh.zero_stage < first
+    if is_low and sizes["fsdp"] > 1:
+        return f"mesh.zero_stage = {first}"
+    whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in cuts(leaf.axes)]
+    stage = f", with mesh.zero_stage = {first}," if is_low else ""
+    return f"a larger mesh.fsdp in the place of {' or '.join(whole)}{stage}"
 
 
 def divisors(number: int) -> list[int]:

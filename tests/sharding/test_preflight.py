@@ -58,6 +58,26 @@ def test_bytes_that_stay_replicated_are_told_with_the_largest_parameter(mesh, wa
         assert re.search(warning, found), found
 
 
+@pytest.mark.parametrize(
+    ("mesh", "remedy"),
+    [
+        (MeshConfig(data=8), "a larger mesh.fsdp in the place of mesh.data"),
+        (MeshConfig(data=1, sequence=8), "a larger mesh.fsdp in the place of mesh.sequence"),
+        (MeshConfig(data=2, sequence=4), "a larger mesh.fsdp in the place of mesh.data or mesh.sequence"),
+        (MeshConfig(data=2, sequence=2, tensor=2), "a larger mesh.fsdp in the place of mesh.data or mesh.sequence"),
+        (MeshConfig(data=1, fsdp=8, zero_stage=2), "mesh.zero_stage = 3"),
+        (MeshConfig(data=1, fsdp=8, zero_stage=0), "mesh.zero_stage = 1"),
+        (MeshConfig(data=8, zero_stage=0), "a larger mesh.fsdp in the place of mesh.data, with mesh.zero_stage = 1,"),
+        (MeshConfig(data=8, zero_stage=2), "a larger mesh.fsdp in the place of mesh.data"),
+    ],
+    ids=str,
+)
+def test_the_remedy_names_what_leaves_the_parameter_whole(mesh, remedy):
+    config = RunConfig(model=LLAMA2_7B, mesh=mesh)
+    found = replicated(config, mesh_sizes(config, 8), "tpu")
+    assert found.endswith(f"; {remedy} would cut it"), found
+
+
 def test_a_small_model_may_be_replicated_without_a_word():
     assert replicated(RunConfig(), mesh_sizes(RunConfig(), 8), "tpu") is None
 
