@@ -4,7 +4,9 @@ Nothing here imports jax.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from jaxllm.common.axes import LEGEND
 from jaxllm.config import AXES, RunConfig
@@ -51,29 +53,74 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
         sizes = mesh_sizes(config, devices)
         yield from _batch_mistakes(config, sizes)
         if all(getattr(config.model, field) > 0 for field in LEGEND.values()):
-            yield from parameter_mistakes(decoder_table(config.model), sizes)
+            yield from parameter_mistakes(config, devices)
 
 
-def parameter_mistakes(
-    table: Mapping[str, Param], sizes: Mapping[str, int], rules: dict[str, str | None] = RULES
-) -> Iterator[str]:
-    """Parameters that `rules` cannot cut along a mesh of these sizes, one line for each cause."""
-    uneven: dict[tuple[str, int, str], list[str]] = {}
-    for path, leaf in table.items():
+def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, str | None] = RULES) -> Iterator[str]:
+    """Parameters that `rules` cannot cut along a mesh which makes that many devices, one line for each cause."""
+    sizes = mesh_sizes(config, devices)
+    paths: dict[tuple[str, str], list[str]] = {}
+    for path, leaf in decoder_table(config.model).items():
         try:
             axes = cuts(leaf.axes, rules)
         except ValueError as error:
             yield f"parameter '{path}': {error}"
             continue
-        for letter, size, axis in zip(leaf.axes, leaf.shape, axes, strict=True):
-            if axis is not None and size % sizes[axis]:
-                uneven.setdefault((letter, size, axis), []).append(path)
-    for (letter, size, axis), (path, *others) in uneven.items():
-        yield (
-            f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} of "
-            f"parameter '{path}'{f' and {len(others)} more' if others else ''}; {multiples(size, sizes[axis])}, or "
-            f"mesh.{axis} = {neighbours(divisors(size), sizes[axis])}, would do"
-        )
+        for letter, axis in zip(leaf.axes, axes, strict=True):
+            if axis is not None:
+                paths.setdefault((letter, axis), []).append(path)
+    for (letter, axis), (path, *others) in paths.items():
+        size = getattr(config.model, LEGEND[letter])
+        if size % sizes[axis]:
+            mesh = _fitting_meshes(config, devices, axis, paths)
+            yield (
+                f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} "
+                f"of parameter '{path}'{f' and {len(others)} more' if others else ''}; "
+                f"{_fitting_sizes(config, letter, sizes[axis])}{mesh and f', or {mesh},'} would do"
+            )
+
+
+def _fitting_sizes(config: RunConfig, letter: str, of: int) -> str:
+    """The multiples of `of` next to the size of an axis of the model, of those that the rest of the run allows."""
+    model, size = config.model, getattr(config.model, LEGEND[letter])
+    if letter == "N" and model.kv_heads % of:
+        return f"{multiples(size, of)} with model.kv_heads = {of}"
+    if letter == "N":
+        return multiples(size, math.lcm(of, model.kv_heads))
+    if letter == "K" and model.heads % of:
+        return f"{of} with model.heads = {multiples(model.heads, of)}"
+    if letter == "K":
+        return neighbours([n for n in divisors(model.heads) if n % of == 0], size)
+    holds_tokenizer = letter == "V" and config.tokenizer.path is None
+    return multiples(size, of, least=config.tokenizer.vocab_size if holds_tokenizer else 1)
+
+
+def _fitting_meshes(config: RunConfig, devices: int | None, axis: str, cut: Collection[tuple[str, str]]) -> str:
+    """`mesh.axis = N or M`: the sizes next to that of an axis that divide all it cuts, and break nothing else.
+
+    `cut` has the axes of the model, each with the one of the mesh that cuts it.
+    """
+    is_filled = devices is None or any(getattr(config.mesh, other) == -1 for other in AXES if other != axis)
+    filling: dict[str, Any] = {} if is_filled else {"data": -1}
+    common = math.gcd(*(getattr(config.model, LEGEND[letter]) for letter, by in cut if by == axis))
+    before = _misfits(config, devices, cut)
+
+    def fits(size: int) -> bool:
+        changed = replace(config, mesh=replace(config.mesh, **{axis: size, **filling}))
+        return _misfits(changed, devices, cut) <= before
+
+    found = neighbours([size for size in divisors(common) if fits(size)], mesh_sizes(config, devices)[axis])
+    return found and f"mesh.{axis} = {found}{'' if is_filled else ' with mesh.data = -1'}"
+
+
+def _misfits(config: RunConfig, devices: int | None, cut: Collection[tuple[str, str]]) -> set[str]:
+    """The fields that do not suit the mesh; `mesh` where it does not make the devices."""
+    sizes = mesh_sizes(config, devices)
+    if devices is not None and math.prod(sizes.values()) != devices:
+        return {"mesh"}
+    fields = [(LEGEND[letter], sizes[axis]) for letter, axis in cut]
+    uneven = {f"model.{field}" for field, by in fields if getattr(config.model, field) % by}
+    return uneven | {line.partition(" = ")[0] for line in _batch_mistakes(config, sizes)}
 
 
 def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -152,10 +199,11 @@ def is_multiple(size: int, of: int) -> bool:
     return size < 1 or of < 1 or size % of == 0
 
 
-def multiples(size: int, of: int) -> str:
-    """The multiples of `of` next to `size`."""
+def multiples(size: int, of: int, least: int = 1) -> str:
+    """The multiples of `of` next to `size`, of those that are at least `least`."""
     below = size // of * of
-    return f"{below} or {below + of}" if below else str(of)
+    above = max(below + of, math.ceil(least / of) * of)
+    return f"{below} or {above}" if below >= least else str(above)
 
 
 def neighbours(fitting: list[int], value: int) -> str:

@@ -5,25 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from jaxllm.config import MeshConfig, RunConfig, TrainConfig, TransformerConfig
+from jaxllm.config import MeshConfig, RunConfig, TrainConfig
 from jaxllm.models.presets import LLAMA2_7B
-from jaxllm.models.table import decoder_table
 from jaxllm.sharding.axes import RULES
 from jaxllm.sharding.preflight import mesh_sizes, parameter_mistakes, replicated
 
-TABLE = decoder_table(TransformerConfig())
-SIZES = {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 4}
+CUT = RunConfig(mesh=MeshConfig(data=1, fsdp=2, tensor=4))
 
 
 def test_a_parameter_with_an_axis_that_no_rule_knows_is_named():
     rules = {letter: axis for letter, axis in RULES.items() if letter != "F"}
-    lines = list(parameter_mistakes(TABLE, SIZES, rules))
+    lines = list(parameter_mistakes(CUT, 8, rules))
     assert len(lines) == 3
     assert lines[0].startswith("parameter 'layers/mlp/gate/kernel': no rule for the logical axes ['F']")
 
 
 def test_a_parameter_with_two_axes_on_one_mesh_axis_is_named():
-    lines = list(parameter_mistakes(TABLE, SIZES, {**RULES, "H": "tensor"}))
+    lines = list(parameter_mistakes(CUT, 8, {**RULES, "H": "tensor"}))
     assert lines[0].startswith("parameter 'layers/attention/query/kernel': logical axes ('L', 'D', 'N', 'H') put two")
 
 
