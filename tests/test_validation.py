@@ -174,7 +174,7 @@ def test_fields_that_contradict_each_other_are_named_with_what_would_do(config, 
         (
             run(mesh__tensor=2, model__ffn=77),
             "model.ffn = 77: mesh.tensor = 2 does not divide it, the axis F of parameter 'layers/mlp/gate/kernel' "
-            "and 2 more; 76 or 78, or mesh.tensor = 1 or 7, would do",
+            "and 2 more; 76 or 78, or mesh.tensor = 1, would do",
         ),
         (
             run(mesh__sequence=4, data__sequence_length=500, train__batch_size=2),
@@ -184,17 +184,58 @@ def test_fields_that_contradict_each_other_are_named_with_what_would_do(config, 
         (
             run(mesh__fsdp=8, mesh__data=1, model__width=100),
             "model.width = 100: mesh.fsdp = 8 does not divide it, the axis D of parameter 'embedding/tokens' "
-            "and 7 more; 96 or 104, or mesh.fsdp = 5 or 10, would do",
+            "and 7 more; 96 or 104, or mesh.fsdp = 4 with mesh.data = -1, would do",
         ),
         (
             run(mesh__tensor=2, model__vocab_size=5001),
             "model.vocab_size = 5001: mesh.tensor = 2 does not divide it, the axis V of parameter 'embedding/tokens'; "
-            "5000 or 5002, or mesh.tensor = 1 or 3, would do",
+            "5000 or 5002, or mesh.tensor = 1, would do",
         ),
     ],
 )
 def test_what_eight_devices_cannot_hold_is_named_with_what_would_do(config, message):
     assert problems(config, devices=8) == [message]
+
+
+def advised(config: RunConfig, line: str) -> list[RunConfig]:
+    """`config` with each change that a line offers."""
+    field, offers = line.partition(" = ")[0], line.rpartition("; ")[2].removesuffix(" would do")
+    found = []
+    for offer in re.sub(r"^(?=\d)", f"{field} = ", offers).split(", or "):
+        changed = [config]
+        for path, values in re.findall(r"([\w.]+) = (-?\d+(?: or \d+)?)", offer):
+            changed = [put(c, path, int(value)) for c in changed for value in values.split(" or ")]
+        found += changed
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "devices"),
+    [
+        (run(model__width=20, mesh__fsdp=8), 8),
+        (run(model__width=100, mesh__fsdp=8, mesh__data=1), 8),
+        (run(model__width=100, mesh__fsdp=-1, mesh__data=2, train__batch_size=16), 16),
+        (run(model__heads=12, model__kv_heads=6, mesh__tensor=4), 8),
+        (run(model__heads=12, model__kv_heads=6, mesh__tensor=4), None),
+        (run(model__heads=12, model__kv_heads=6, mesh__tensor=4, model__ffn=30), 8),
+        (run(model__heads=6, model__kv_heads=3, mesh__tensor=4), 8),
+        (run(model__heads=6, model__kv_heads=2, mesh__tensor=2, model__ffn=31), 8),
+        (run(model__heads=6, model__kv_heads=6, mesh__tensor=4, mesh__data=2), 8),
+        (run(model__heads=6, model__kv_heads=3, mesh__tensor=3, tokenizer__path="x.model"), 9),
+        (run(model__ffn=30, mesh__tensor=4), 8),
+        (run(model__ffn=30, mesh__tensor=4, train__batch_size=2), 8),
+        (run(model__vocab_size=4099, tokenizer__vocab_size=4097, mesh__tensor=2), 8),
+        (run(model__vocab_size=4099, tokenizer__vocab_size=4099, mesh__tensor=4), 8),
+        (run(model__ffn=30, mesh__tensor=4, mesh__data=1, mesh__fsdp=-1, model__width=6), 24),
+        (run(model__ffn=30, mesh__tensor=4, mesh__data=1, mesh__sequence=-1, data__sequence_length=40), 16),
+    ],
+)
+def test_each_change_that_is_offered_in_the_place_of_what_a_mesh_cannot_cut_would_do(config, devices):
+    fields = {line.partition(" = ")[0]: line for line in problems(config, devices)}
+    for field, line in fields.items():
+        for changed in advised(config, line):
+            assert {line.partition(" = ")[0] for line in problems(changed, devices)} <= fields.keys() - {field}
 
 
 def test_without_a_number_of_devices_only_the_given_axes_are_checked():

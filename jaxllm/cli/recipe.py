@@ -45,18 +45,26 @@ def load_run(argv: Sequence[str], prog: str) -> RunConfig:
 
 
 def load_run_with(
-    argv: Sequence[str], prog: str, own: Own, devices: Callable[[Own], int] | None = None
+    argv: Sequence[str],
+    prog: str,
+    own: Own,
+    devices: Callable[[Own], int] | None = None,
+    waits: Callable[[Own], bool] = lambda own: False,
 ) -> tuple[RunConfig, Own]:
     """`load_run` for a command that has options of its own: the fields of the dataclass `own`, at their defaults.
 
-    The mesh is held against the number that `devices` gives, which is called with `own` once the options are read.
+    The mesh is held against the number that `devices` gives, which is called with `own` once the options are read; but
+    where it `waits` for other processes, only for a run without other mistakes.
     """
     wants_help = argv and argv[0] in ("-h", "--help")
     config, wrong = (RunConfig(), {}) if wants_help else _base(argv, prog)
     options = argv if wants_help else argv[1:]
     (given, run), unknown, unread = _overridden(options, own, config, prog)
     wrong |= unread
-    refuse([*unknown, *wrong.values(), *problems(run, devices and devices(given), wrong)])
+    mistakes, known = [*unknown, *wrong.values()], None
+    if devices and not (waits(given) and (mistakes or problems(run, None, wrong))):
+        known = devices(given)
+    refuse([*mistakes, *problems(run, known, wrong)])
     by_folder = not argv[0].endswith(".py")
     moved = by_folder and run.name != config.name and not any(word.startswith("--output") for word in options)
     return _moved(config, run) if moved else run, given

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxllm.common.processes import ALONE, Processes, joined
+from jaxllm.common.processes import ALONE, Processes, joined, waits
 from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ class Options:
     coordinator: str | None = None
     """HOST:PORT of process 0, the same for all; none means $JAXLLM_COORDINATOR."""
 
+    @property
+    def others(self) -> tuple[int | None, int | None, str | None]:
+        """How the other processes are found, as `joined` takes it."""
+        return self.processes, self.process_id, self.coordinator
+
 
 def run(argv: list[str]) -> int:
     """Trains a recipe, or goes on with the run that its folder holds; prints samples at the end.
@@ -51,12 +56,14 @@ def run(argv: list[str]) -> int:
 
         def devices(options: Options) -> int:
             nonlocal processes
-            processes = stack.enter_context(joined(options.processes, options.process_id, options.coordinator))
+            processes = stack.enter_context(joined(*options.others))
             import jax
 
             return jax.device_count()
 
-        config, options = load_run_with(argv, "jaxllm train", Options(), devices)
+        config, options = load_run_with(
+            argv, "jaxllm train", Options(), devices, lambda options: waits(*options.others)
+        )
         outcome = pretrain(config, options, processes)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
@@ -106,7 +113,7 @@ def pretrain(config: RunConfig, options: Options = Options(), processes: Process
         report = stack.enter_context(Report(folder, speaks=processes.is_first))
         if processes.count > 1:
             report.say(f"{processes.count} processes with {jax.device_count()} devices")
-        if warning := replicated(config, mesh.shape):
+        if warning := replicated(config, mesh.shape, jax.default_backend()):
             report.say(f"warning: {warning}")
         if anew:
             report.say(f"the run in '{folder}' has no checkpoint yet and begins anew")

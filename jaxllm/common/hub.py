@@ -148,7 +148,7 @@ class Hub:
 
     def _admit(self, wire: Wire, join: dict[str, Any]) -> bool:
         index, host = join.get("index"), join.get("host")
-        if not isinstance(index, int):  # not one of ours
+        if type(index) is not int:  # not one of ours
             return False
         with self._lock:
             refused = self._refused or self._contradiction(join)
@@ -166,12 +166,15 @@ class Hub:
 
     def _contradiction(self, join: dict[str, Any]) -> str | None:
         """What a process that wants to join was told otherwise than the others, or nothing."""
-        index, count, host = (join.get(name) for name in ("index", "count", "host"))
+        index, count, host = join["index"], join.get("count"), join.get("host")
         if count != self._count:
             return (
                 f"process {index} ({host}) was told of {count} processes, and process 0 of {self._count}; "
                 "give all of them the same number"
             )
+        last = self._count - 1
+        if not 0 <= index <= last:
+            return f"{host} was told to be process {index}: of {count} processes the first is 0 and the last {last}"
         if index in self._wires:
             return f"two processes, on {self._hosts[index]} and on {host}, were told to be process {index}"
         if join.get("version") != __version__:

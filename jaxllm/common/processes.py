@@ -155,6 +155,21 @@ def joined(
         run._member.close()
 
 
+def waits(
+    processes: int | None = None,
+    process_id: int | None = None,
+    coordinator: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> bool:
+    """Whether `joined` would look for other processes, by the same arguments.
+
+    Raises:
+        UserError: arguments that do not make sense together.
+    """
+    given = _given({"processes": processes, "process_id": process_id, "coordinator": coordinator}, environment)
+    return _cluster(environment) is not None if given is None else given[1] > 1
+
+
 def _jax() -> Any:
     import jax  # takes a second, which `jaxllm --help` need not wait for
 

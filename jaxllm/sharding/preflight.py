@@ -4,7 +4,9 @@ Nothing here imports jax.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from jaxllm.common.axes import LEGEND
 from jaxllm.config import AXES, RunConfig
@@ -51,29 +53,74 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
         sizes = mesh_sizes(config, devices)
         yield from _batch_mistakes(config, sizes)
         if all(getattr(config.model, field) > 0 for field in LEGEND.values()):
-            yield from parameter_mistakes(decoder_table(config.model), sizes)
+            yield from parameter_mistakes(config, devices)
 
 
-def parameter_mistakes(
-    table: Mapping[str, Param], sizes: Mapping[str, int], rules: dict[str, str | None] = RULES
-) -> Iterator[str]:
-    """Parameters that `rules` cannot cut along a mesh of these sizes, one line for each cause."""
-    uneven: dict[tuple[str, int, str], list[str]] = {}
-    for path, leaf in table.items():
+def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, str | None] = RULES) -> Iterator[str]:
+    """Parameters that `rules` cannot cut along a mesh which makes that many devices, one line for each cause."""
+    sizes = mesh_sizes(config, devices)
+    paths: dict[tuple[str, str], list[str]] = {}
+    for path, leaf in decoder_table(config.model).items():
         try:
             axes = cuts(leaf.axes, rules)
         except ValueError as error:
             yield f"parameter '{path}': {error}"
             continue
-        for letter, size, axis in zip(leaf.axes, leaf.shape, axes, strict=True):
-            if axis is not None and size % sizes[axis]:
-                uneven.setdefault((letter, size, axis), []).append(path)
-    for (letter, size, axis), (path, *others) in uneven.items():
-        yield (
-            f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} of "
-            f"parameter '{path}'{f' and {len(others)} more' if others else ''}; {multiples(size, sizes[axis])}, or "
-            f"mesh.{axis} = {neighbours(divisors(size), sizes[axis])}, would do"
-        )
+        for letter, axis in zip(leaf.axes, axes, strict=True):
+            if axis is not None:
+                paths.setdefault((letter, axis), []).append(path)
+    for (letter, axis), (path, *others) in paths.items():
+        size = getattr(config.model, LEGEND[letter])
+        if size % sizes[axis]:
+            mesh = _fitting_meshes(config, devices, axis, paths)
+            yield (
+                f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} "
+                f"of parameter '{path}'{f' and {len(others)} more' if others else ''}; "
+                f"{_fitting_sizes(config, letter, sizes[axis])}{mesh and f', or {mesh},'} would do"
+            )
+
+
+def _fitting_sizes(config: RunConfig, letter: str, of: int) -> str:
+    """The multiples of `of` next to the size of an axis of the model, of those that the rest of the run allows."""
+    model, size = config.model, getattr(config.model, LEGEND[letter])
+    if letter == "N" and model.kv_heads % of:
+        return f"{multiples(size, of)} with model.kv_heads = {of}"
+    if letter == "N":
+        return multiples(size, math.lcm(of, model.kv_heads))
+    if letter == "K" and model.heads % of:
+        return f"{of} with model.heads = {multiples(model.heads, of)}"
+    if letter == "K":
+        return neighbours([n for n in divisors(model.heads) if n % of == 0], size)
+    holds_tokenizer = letter == "V" and config.tokenizer.path is None
+    return multiples(size, of, least=config.tokenizer.vocab_size if holds_tokenizer else 1)
+
+
+def _fitting_meshes(config: RunConfig, devices: int | None, axis: str, cut: Collection[tuple[str, str]]) -> str:
+    """`mesh.axis = N or M`: the sizes next to that of an axis that divide all it cuts, and break nothing else.
+
+    `cut` has the axes of the model, each with the one of the mesh that cuts it.
+    """
+    is_filled = devices is None or any(getattr(config.mesh, other) == -1 for other in AXES if other != axis)
+    filling: dict[str, Any] = {} if is_filled else {"data": -1}
+    common = math.gcd(*(getattr(config.model, LEGEND[letter]) for letter, by in cut if by == axis))
+    before = _misfits(config, devices, cut)
+
+    def fits(size: int) -> bool:
+        changed = replace(config, mesh=replace(config.mesh, **{axis: size, **filling}))
+        return _misfits(changed, devices, cut) <= before
+
+    found = neighbours([size for size in divisors(common) if fits(size)], mesh_sizes(config, devices)[axis])
+    return found and f"mesh.{axis} = {found}{'' if is_filled else ' with mesh.data = -1'}"
+
+
+def _misfits(config: RunConfig, devices: int | None, cut: Collection[tuple[str, str]]) -> set[str]:
+    """The fields that do not suit the mesh; `mesh` where it does not make the devices."""
+    sizes = mesh_sizes(config, devices)
+    if devices is not None and math.prod(sizes.values()) != devices:
+        return {"mesh"}
+    fields = [(LEGEND[letter], sizes[axis]) for letter, axis in cut]
+    uneven = {f"model.{field}" for field, by in fields if getattr(config.model, field) % by}
+    return uneven | {line.partition(" = ")[0] for line in _batch_mistakes(config, sizes)}
 
 
 def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -93,13 +140,22 @@ def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str
         )
 
 
-def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
+def state_on_devices(config: RunConfig, platform: str) -> Memory:
+    """Bytes of the state and the gradients in the memory of the devices, all together.
+
+    An offloaded optimizer is not in it, except on CPU, where the host's memory is the device's.
+    """
+    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    return parts._replace(optimizer=0) if config.train.offload_optimizer and platform != "cpu" else parts
+
+
+def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> str | None:
     """A warning where each device holds `NOTICEABLE` bytes more than its even share of the state; names the largest.
 
     Of the parameters, gradients, optimizer state and moving average; activations are not counted.
     """
     table, devices = decoder_table(config.model), math.prod(sizes.values())
-    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    parts = state_on_devices(config, platform)
     numbers = sum(leaf.size for leaf in table.values())
     beyond = {}
     for path, leaf in table.items():
@@ -114,14 +170,22 @@ def replicated(config: RunConfig, sizes: Mapping[str, int]) -> str | None:
     leaf = table[path]
     shape = ", ".join(f"{letter} {size}" for letter, size in zip(leaf.axes, leaf.shape, strict=True))
     mesh = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES)
-    stage, remedy = "", "a larger mesh.fsdp in the place of mesh.data"
-    if config.mesh.zero_stage < 3:
-        stage, remedy = f", with mesh.zero_stage = {config.mesh.zero_stage}", "a higher mesh.zero_stage"
+    stage = f", with mesh.zero_stage = {config.mesh.zero_stage}" if config.mesh.zero_stage < 3 else ""
     return (
         f"each device holds {sum(beyond.values()) / 2**30:,.1f} GiB more than its even share of the model's state, "
         f"on a mesh of {mesh}{stage}: {most / 2**30:,.1f} GiB of them are the {name} of '{path}' ({shape}); "
-        f"{remedy} would cut it"
+        f"{_remedy(config, sizes, leaf, getattr(CUT_FROM, name))} would cut it"
     )
+
+
+def _remedy(config: RunConfig, sizes: Mapping[str, int], leaf: Param, first: int) -> str:
+    """What would cut a part of the state of `leaf`, cut along `fsdp` from the ZeRO stage `first` on, once more."""
+    is_low = config.mesh.zero_stage < first
+    if is_low and sizes["fsdp"] > 1:
+        return f"mesh.zero_stage = {first}"
+    whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in cuts(leaf.axes)]
+    stage = f", with mesh.zero_stage = {first}," if is_low else ""
+    return f"a larger mesh.fsdp in the place of {' or '.join(whole)}{stage}"
 
 
 def divisors(number: int) -> list[int]:
@@ -135,10 +199,11 @@ def is_multiple(size: int, of: int) -> bool:
     return size < 1 or of < 1 or size % of == 0
 
 
-def multiples(size: int, of: int) -> str:
-    """The multiples of `of` next to `size`."""
+def multiples(size: int, of: int, least: int = 1) -> str:
+    """The multiples of `of` next to `size`, of those that are at least `least`."""
     below = size // of * of
-    return f"{below} or {below + of}" if below else str(of)
+    above = max(below + of, math.ceil(least / of) * of)
+    return f"{below} or {above}" if below >= least else str(above)
 
 
 def neighbours(fitting: list[int], value: int) -> str:

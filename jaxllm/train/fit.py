@@ -3,38 +3,41 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from jaxllm.config import RunConfig, UserError
 from jaxllm.layers.kernels import Case, why_not
-from jaxllm.models.summary import memory
-from jaxllm.sharding.preflight import CUT_FROM
+from jaxllm.sharding.preflight import CUT_FROM, state_on_devices
 from jaxllm.train.step import compute_dtype
 
 
 def check_fits(config: RunConfig, mesh: Mesh) -> None:
     """Passes a run whose parameters, gradients and optimizer state have room on the devices of `mesh`.
 
-    Activations come on top: a run that passes may still be too large.
+    Activations come on top, and what an accelerator's host must hold is not counted: a run that passes may still be
+    too large.
 
     Raises:
         UserError: with what is needed and what there is.
     """
     needed, available, where = _held(config, mesh), _device_memory(mesh), "each device"
+    whole, kind = state_on_devices(config, _platform(mesh)), config.optimizer.kind
     remedy = " or cut it over more devices with mesh.fsdp"
     if config.mesh.zero_stage < 3:
         remedy += f" (with mesh.zero_stage = {config.mesh.zero_stage} not all of it is cut)"
-    if mesh.devices.flat[0].platform == "cpu":  # whose devices share the machine's memory: only replicas cost more
-        whole = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None).total
+    if _platform(mesh) == "cpu":  # whose devices share the machine's memory: only replicas cost more
         needed, available, where = needed * len(mesh.local_devices), _machine_memory(), "this machine"
-        remedy = remedy if needed > whole else ""
+        remedy = remedy if needed > whole.total else ""
+    elif available is not None and _held(_offloaded(config), mesh) <= available:
+        remedy += f", or keep the {kind} state in the host's memory with --train.offload-optimizer"
     if available is not None and needed > available:
+        parts = f"parameters, gradients and {kind} state" if whole.optimizer else "parameters and gradients"
         raise UserError(
-            f"the model does not fit: its parameters, gradients and {config.optimizer.kind} state need "
-            f"{needed / 2**30:,.1f} GiB and {where} has {available / 2**30:,.1f} GiB; make the model smaller (`jaxllm "
-            f"model` counts its parts){remedy}"
+            f"the model does not fit: its {parts} need {needed / 2**30:,.1f} GiB and {where} has "
+            f"{available / 2**30:,.1f} GiB; make the model smaller (`jaxllm model` counts its parts){remedy}"
         )
 
 
@@ -47,7 +50,7 @@ def check_attention(config: RunConfig, mesh: Mesh) -> None:
     backend, model = config.train.attention, config.model
     reason = ""
     if backend not in ("auto", "xla"):
-        platform, tokens = mesh.devices.flat[0].platform, config.data.sequence_length
+        platform, tokens = _platform(mesh), config.data.sequence_length
         reason = why_not(backend, Case(platform, tokens, compute_dtype(config), model.attention_softcap))
         if mesh.shape["sequence"] > 1:
             reason = f"rows are cut over mesh.sequence = {mesh.shape['sequence']} devices, which attend in a ring"
@@ -56,11 +59,19 @@ def check_attention(config: RunConfig, mesh: Mesh) -> None:
 
 
 def _held(config: RunConfig, mesh: Mesh) -> float:
-    """Bytes of parameters, gradients and optimizer state on each device."""
-    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    """Bytes of the state and the gradients in the memory of each device."""
+    parts = state_on_devices(config, _platform(mesh))
     cut = (stage <= config.mesh.zero_stage for stage in CUT_FROM)
     held = sum(part / (mesh.shape["fsdp"] if is_cut else 1) for part, is_cut in zip(parts, cut, strict=True))
     return held / mesh.shape["tensor"]
+
+
+def _offloaded(config: RunConfig) -> RunConfig:
+    return replace(config, train=replace(config.train, offload_optimizer=True))
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
 
 
 def _device_memory(mesh: Mesh) -> int | None:

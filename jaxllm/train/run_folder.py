@@ -19,10 +19,11 @@ from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, fr
 
 HARMLESS = re.compile(
     r"(name|output|log_every|profile_steps|data\.cache_dir|data\.workers|data\.sources\.\d+\.path):"
-    r"|eval\.|checkpoint\.|mesh\.|train\.(attention|offload_optimizer):"
+    r"|eval\.|checkpoint\.|mesh\.|train\.(attention|remat|loss_chunk|offload_optimizer):"
 )
-"""How lines of `differences` begin that a resumed run need not ask for: they do not change what is learned. (Of a path
-only the text at its end counts, which has a hash of its own.)"""
+"""How lines of `differences` begin that a resumed run need not ask for: they change what is learned by rounding at
+most. (Of a path only the text at its end counts, which has a hash of its own. `train.accumulate` is none of them: each
+microbatch draws its own dropout.)"""
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -66,7 +67,7 @@ def saved_config(folder: Path) -> RunConfig:
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
-    """`field: old -> new` for each difference that changes what is learned."""
+    """`field: old -> new` for each difference that changes what is learned by more than rounding."""
     return [line for line in differences(absolute(old), absolute(new)) if not HARMLESS.match(line)]
 
 

@@ -275,6 +275,27 @@ def test_mistakes_of_all_kinds_are_told_together(here):
     ]
 
 
+def test_mistakes_that_need_no_device_are_told_before_devices_are_waited_for():
+    asked = []
+
+    def devices(own):
+        asked.append(own)
+        return 8
+
+    def refused(*words):
+        with pytest.raises(UserError) as error:
+            load_run_with([QUICKSTART, *words], "jaxllm train", Options(), devices, waits=lambda _: True)
+        return [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
+
+    assert refused("--sed", "1", "--train.steps", "0", "--mesh.data", "16") == ["--sed", "train.steps = 0"]
+    assert refused("--sed", "1") == ["--sed"]
+    assert refused("--seed", "one") == ["--seed one"]
+    assert refused("--train.steps", "0") == ["train.steps = 0"]
+    assert not asked
+    assert refused("--mesh.data", "16") == ["mesh is data 16 x fsdp 1 x sequence 1 x tensor 1"]
+    assert asked == [Options()]
+
+
 def test_nothing_is_said_of_what_a_value_that_could_not_be_read_would_have_mended():
     wrong = ["--model.heads", "six", "--mesh.fsdp", "four"]
     argv = [QUICKSTART, *wrong, "--model.kv-heads", "3", "--mesh.data", "5", "--data.sequence-length", "9999"]

@@ -124,3 +124,15 @@ def test_processes_that_contradict_each_other_are_one_message(recipe):
         printed, errors = process.communicate()
     assert (process.returncode, printed) == (2, "")
     assert errors == "error: --process-id 2: of 2 processes the first is 0 and the last 1\n"
+
+
+def test_a_mistake_is_told_before_the_other_processes_are_waited_for(recipe):
+    where = ("--processes", "2", "--process-id", "1", "--coordinator", "nosuchhost.invalid:99")
+    with start(recipe, recipe, *where, "--optimizer.bogus", "3", "--train.steps", "0") as process:
+        try:
+            printed, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, printed) == (2, "")
+    assert errors.startswith("error: 2 mistakes in the configuration:\n  --optimizer.bogus: there is no such option; ")
+    assert "train.steps = 0: must be at least 1" in errors

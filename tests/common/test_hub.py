@@ -122,6 +122,13 @@ def test_a_number_that_another_contradicts_ends_both(start):
         assert ") was told of 3 processes, and process 0 of 2; give all of them the same number" in out
 
 
+def test_a_number_that_a_run_does_not_have_ends_both(start):
+    for member in [start(0, 2), start(7, 2)]:
+        status, out, _ = end(member)
+        assert status == 2
+        assert f"{socket.gethostname()} was told to be process 7: of 2 processes the first is 0 and the last 1" in out
+
+
 def test_two_of_one_number_end_all(start):
     ended = [end(member) for member in [start(0, 3), start(1, 3), start(1, 3)]]
     assert {status for status, _, _ in ended} == {2}
@@ -135,7 +142,8 @@ def test_a_port_that_is_taken_is_named(port):
 
 def test_a_stranger_on_the_port_is_ignored(start, port):
     members = [start(0, 2)]
-    for words in (b"GET / HTTP/1.1\r\n\r\n", json.dumps({"index": "x"}).encode() + b"\n", b"[]\n"):
+    claims = [json.dumps({"index": index, "count": 2}).encode() + b"\n" for index in ("x", True)]
+    for words in (b"GET / HTTP/1.1\r\n\r\n", *claims, b"[]\n"):
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger:

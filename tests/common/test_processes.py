@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxllm.common.processes import ALONE, _cluster, _given, joined
+from jaxllm.common.processes import ALONE, _cluster, _given, joined, waits
 from jaxllm.config import UserError
 
 NOTHING = {"processes": None, "process_id": None, "coordinator": None}
@@ -31,6 +31,7 @@ def test_a_process_of_which_nothing_is_said_is_alone_and_waits_for_nobody():
     ],
 )
 def test_one_task_of_a_cluster_is_alone(environment):
+    assert not waits(environment=environment)
     with joined(environment=environment) as processes:
         assert processes is ALONE
 
@@ -47,6 +48,13 @@ def test_one_task_of_a_cluster_is_alone(environment):
 )
 def test_several_tasks_of_a_cluster_are_found(environment, cluster):
     assert _cluster(environment) == cluster
+    assert waits(environment=environment)
+
+
+def test_one_of_several_that_are_told_of_each_other_waits():
+    assert waits(2, 0, "a:1", environment={})
+    assert waits(process_id=1, environment={"JAXLLM_PROCESSES": "2", "JAXLLM_COORDINATOR": "a:1"})
+    assert not waits(1, environment={"OMPI_COMM_WORLD_SIZE": "2"})
 
 
 def test_options_come_before_variables():

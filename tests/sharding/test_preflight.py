@@ -5,25 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from jaxllm.config import MeshConfig, RunConfig, TransformerConfig
+from jaxllm.config import MeshConfig, RunConfig, TrainConfig
 from jaxllm.models.presets import LLAMA2_7B
-from jaxllm.models.table import decoder_table
 from jaxllm.sharding.axes import RULES
 from jaxllm.sharding.preflight import mesh_sizes, parameter_mistakes, replicated
 
-TABLE = decoder_table(TransformerConfig())
-SIZES = {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 4}
+CUT = RunConfig(mesh=MeshConfig(data=1, fsdp=2, tensor=4))
 
 
 def test_a_parameter_with_an_axis_that_no_rule_knows_is_named():
     rules = {letter: axis for letter, axis in RULES.items() if letter != "F"}
-    lines = list(parameter_mistakes(TABLE, SIZES, rules))
+    lines = list(parameter_mistakes(CUT, 8, rules))
     assert len(lines) == 3
     assert lines[0].startswith("parameter 'layers/mlp/gate/kernel': no rule for the logical axes ['F']")
 
 
 def test_a_parameter_with_two_axes_on_one_mesh_axis_is_named():
-    lines = list(parameter_mistakes(TABLE, SIZES, {**RULES, "H": "tensor"}))
+    lines = list(parameter_mistakes(CUT, 8, {**RULES, "H": "tensor"}))
     assert lines[0].startswith("parameter 'layers/attention/query/kernel': logical axes ('L', 'D', 'N', 'H') put two")
 
 
@@ -51,12 +49,40 @@ def test_minus_one_stands_for_what_is_left():
 )
 def test_bytes_that_stay_replicated_are_told_with_the_largest_parameter(mesh, warning):
     config = replace(RunConfig(), model=LLAMA2_7B, mesh=mesh)
-    found = replicated(config, mesh_sizes(config, 8))
+    found = replicated(config, mesh_sizes(config, 8), "tpu")
     if warning is None:
         assert found is None
     else:
         assert re.search(warning, found), found
 
 
+@pytest.mark.parametrize(
+    ("mesh", "remedy"),
+    [
+        (MeshConfig(data=8), "a larger mesh.fsdp in the place of mesh.data"),
+        (MeshConfig(data=1, sequence=8), "a larger mesh.fsdp in the place of mesh.sequence"),
+        (MeshConfig(data=2, sequence=4), "a larger mesh.fsdp in the place of mesh.data or mesh.sequence"),
+        (MeshConfig(data=2, sequence=2, tensor=2), "a larger mesh.fsdp in the place of mesh.data or mesh.sequence"),
+        (MeshConfig(data=1, fsdp=8, zero_stage=2), "mesh.zero_stage = 3"),
+        (MeshConfig(data=1, fsdp=8, zero_stage=0), "mesh.zero_stage = 1"),
+        (MeshConfig(data=8, zero_stage=0), "a larger mesh.fsdp in the place of mesh.data, with mesh.zero_stage = 1,"),
+        (MeshConfig(data=8, zero_stage=2), "a larger mesh.fsdp in the place of mesh.data"),
+    ],
+    ids=str,
+)
+def test_the_remedy_names_what_leaves_the_parameter_whole(mesh, remedy):
+    config = RunConfig(model=LLAMA2_7B, mesh=mesh)
+    found = replicated(config, mesh_sizes(config, 8), "tpu")
+    assert found.endswith(f"; {remedy} would cut it"), found
+
+
 def test_a_small_model_may_be_replicated_without_a_word():
-    assert replicated(RunConfig(), mesh_sizes(RunConfig(), 8)) is None
+    assert replicated(RunConfig(), mesh_sizes(RunConfig(), 8), "tpu") is None
+
+
+def test_an_offloaded_optimizer_is_held_by_the_host():
+    config = RunConfig(model=LLAMA2_7B, mesh=MeshConfig(data=8), train=TrainConfig(offload_optimizer=True))
+    sizes = mesh_sizes(config, 8)
+    found = replicated(config, sizes, "tpu")
+    assert re.search(r"holds 43\.9 GiB more .* are the parameters of", found), found
+    assert re.search(r"holds 87\.9 GiB more .* are the optimizer of", replicated(config, sizes, "cpu"))

@@ -63,6 +63,26 @@ def test_an_accelerator_holds_its_part_alone():
         fit.check_fits(RUN, accelerators({"data": 4, "fsdp": 2, "tensor": 1}, {"bytes_limit": STATE // 4}))
 
 
+def test_an_offloaded_optimizer_takes_no_room_on_an_accelerator(monkeypatch):
+    offloaded = replace(RUN, train=replace(RUN.train, offload_optimizer=True))
+    monkeypatch.setattr(fit, "_device_memory", lambda mesh: STATE // 2)
+    one = accelerators({"data": 1, "fsdp": 1, "tensor": 1}, None)
+    with pytest.raises(UserError, match=r"parameters, gradients and adamw state .*, or .* --train\.offload-optimizer$"):
+        fit.check_fits(RUN, one)
+    fit.check_fits(offloaded, one)
+    monkeypatch.setattr(fit, "_device_memory", lambda mesh: STATE // 2 - 1)
+    for config, held in ((RUN, "parameters, gradients and adamw state"), (offloaded, "parameters and gradients")):
+        with pytest.raises(UserError, match=rf"its {held} need .* with mesh\.fsdp$"):
+            fit.check_fits(config, one)
+
+
+def test_an_offloaded_optimizer_stays_in_the_memory_of_a_machine_without_accelerators(monkeypatch):
+    offloaded = replace(RUN, train=replace(RUN.train, offload_optimizer=True))
+    monkeypatch.setattr(fit, "_machine_memory", lambda: STATE - 1)
+    with pytest.raises(UserError, match=r"parameters, gradients and adamw state .* counts its parts\)$"):
+        check(offloaded, data=1, fsdp=8)
+
+
 @pytest.mark.parametrize(
     ("group", "limits", "expected"),
     [

@@ -76,8 +76,11 @@ def test_only_changes_that_matter_are_listed():
         eval=replace(old.eval, every=1),
         mesh=replace(old.mesh, fsdp=2),
         data=replace(old.data, workers=3),
+        train=replace(old.train, remat="full", loss_chunk=64),
     )
     assert changes(old, harmless) == []
+    halved = replace(old.train, accumulate=2)
+    assert changes(old, replace(old, train=halved)) == ["train.accumulate: 1 -> 2"]
     moved = replace(old.data, sources=(SourceConfig(kind="text", path="elsewhere"),))
     assert changes(old, replace(old, data=moved)) == ["data.sources.0.kind: 'stdlib' -> 'text'"]
     assert changes(old, replace(harmless, seed=4)) == ["seed: 0 -> 4"]
