@@ -32,16 +32,15 @@ Step = Callable[[], float]
 """Runs one step to its end and returns the loss."""
 
 
-def ours(dtype: Dtype) -> tuple[Step, dict[str, Any]]:
-    """The step of `jaxllm train`, compiled as its loop compiles it."""
+def ours(dtype: Dtype, **mesh_fields: int) -> tuple[Step, dict[str, Any]]:
+    """The step of `jaxllm train` on a mesh, compiled as its loop compiles it."""
     import jax
     import numpy as np
-    from jax.sharding import NamedSharding
 
-    from jaxllm.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+    from jaxllm.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
     from jaxllm.models.table import decoder_table
     from jaxllm.sharding.mesh import make_mesh
-    from jaxllm.sharding.rules import BATCH as ROWS
+    from jaxllm.sharding.placement import place
     from jaxllm.train.state import abstract_state, initial_state
     from jaxllm.train.step import make_step
 
@@ -55,6 +54,7 @@ def ours(dtype: Dtype) -> tuple[Step, dict[str, Any]]:
             schedule=ScheduleConfig(kind="constant", warmup_steps=0),
         ),
         train=TrainConfig(batch_size=BATCH, compute_dtype=dtype),
+        mesh=MeshConfig(**mesh_fields),  # type: ignore[arg-type]
     )
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=(BATCH, LENGTH), dtype=np.int32)
     mesh = make_mesh(config.mesh)
@@ -65,7 +65,7 @@ def ours(dtype: Dtype) -> tuple[Step, dict[str, Any]]:
         "segments": np.ones_like(tokens),
         "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape),
     }
-    batch = jax.device_put(batch, NamedSharding(mesh, ROWS))
+    batch = place(batch, mesh)
     program = make_step(config, mesh).lower(abstract_state(config, mesh), batch).compile()
     state = initial_state(config, mesh)
 
@@ -129,10 +129,14 @@ def serve(side: str, dtype: Dtype) -> None:
     about["start_seconds"] = time.perf_counter() - begin
     print(json.dumps(about), file=way_back)
     for _ in sys.stdin:
-        begin = time.perf_counter()
-        loss = step()
-        seconds = time.perf_counter() - begin
-        print(json.dumps({"seconds": seconds, "loss": loss, "peak_mib": peak_mib()}), file=way_back)
+        print(json.dumps(timed(step)), file=way_back)
+
+
+def timed(step: Step) -> dict[str, float]:
+    """One turn."""
+    begin = time.perf_counter()
+    loss = step()
+    return {"seconds": time.perf_counter() - begin, "loss": loss, "peak_mib": peak_mib()}
 
 
 def measure(dtype: Dtype, sides: list[tuple[str, str, str]], rounds: int) -> list[dict[str, Any]]:

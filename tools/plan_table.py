@@ -1,6 +1,7 @@
 """Plans of recipes on machines that are not here, as a table: `tools/plan_table.py SET [--out FILE] [--python PYTHON]`.
 
-    scaling     Llama 2 7B on 16, 64, 256 and 1,024 chips
+    scaling     Llama 2 7B on 16, 64, 256 and 1,024 chips, v5e and v5p, and 70B on 1,024 v5p
+    depth       Llama 2 7B with 8 and with 64 layers
     peers       the steps of which MaxText's compile-only figures are known
     backtest    the steps of which a measured speed is published, against the prediction
 
@@ -43,11 +44,24 @@ SETS = {
         Row("configs/pretrain/llama2_7b.py", "v5e:8x8", rows_of(64)),
         Row("configs/pretrain/llama2_7b.py", "v5e:16x16", rows_of(256)),
         Row("configs/pretrain/llama2_7b.py", "4xv5e:16x16", (*rows_of(1024), "--mesh.data", "4")),
+        Row("configs/pretrain/llama2_7b.py", "v5p:2x2x4", rows_of(32)),
+        Row("configs/pretrain/llama2_7b.py", "v5p:4x4x4", rows_of(128)),
+        Row("configs/pretrain/llama2_7b.py", "v5p:4x8x8", rows_of(512)),
+        Row("configs/pretrain/llama2_7b.py", "v5p:8x8x16", rows_of(2048)),
+        Row(f"{SCALE}llama2_70b.py", "v5p:8x8x16", rows_of(2048)),
+    ],
+    "depth": [
+        Row("configs/pretrain/llama2_7b.py", "v5e:16x16", (*rows_of(256), "--model.layers", "8")),
+        Row("configs/pretrain/llama2_7b.py", "v5e:16x16", (*rows_of(256), "--model.layers", "64")),
     ],
     "peers": [
-        Row("configs/pretrain/llama2_7b.py", "v5e:16x16", rows_of(256), peer="0.316, 2.68, 26.2, 13.2, 153 s"),
-        Row("configs/pretrain/llama2_7b.py", "v5p:4x4x4", rows_of(128), peer="1.264, 4.75, 26.2, 13.2, 150 s"),
-        Row("configs/pretrain/llama_1b.py", "v5e:4x4", rows_of(64), peer="0.928, 10.48, 1.9 + 5.3 permuted, 0, 195 s"),
+        Row(recipe, topology, (*rows_of(rows), *travel), peer=peer)
+        for recipe, topology, rows, peer in (
+            ("configs/pretrain/llama2_7b.py", "v5e:16x16", 256, "0.316, 2.68, 26.2, 13.2, 153 s"),
+            ("configs/pretrain/llama2_7b.py", "v5p:4x4x4", 128, "1.264, 4.75, 26.2, 13.2, 150 s"),
+            ("configs/pretrain/llama_1b.py", "v5e:4x4", 64, "0.928, 10.48, 1.9 + 5.3 permuted, 0, 195 s"),
+        )
+        for travel in ((), ("--train.reduce-dtype", "bfloat16"))
     ],
     "backtest": [
         Row(f"{SCALE}decoder_16b.py", "v5e:16x16", published=120e12 / 100.65e9),
