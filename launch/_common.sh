@@ -7,7 +7,7 @@
 # `parse "$@"`, and finds the values in the table, what follows `--` in `train`, and every `--with` in `with`.
 
 readonly REQUIRED=$'\n'
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 root=${here%/*}
 me=launch/${0##*/}
 with=()

@@ -64,6 +64,17 @@ def test_gke(machine, kind):
     assert machine.records() == [["train", TRAVELLED, *HOSTILE, "--output", "/runs/a"]]
 
 
+def test_the_checkout_may_be_reached_by_a_link_and_by_a_relative_path(machine):
+    """Where CDPATH is set, `cd` prints where it goes."""
+    machine.put("sky", RECORDS)
+    (machine.folder / "link").symlink_to(machine.checkout())
+    launcher, *options = REMOTE["skypilot"]
+    environment = machine.environment | {"CDPATH": str(machine.folder)}
+    done = machine.run("bash", f"link/launch/{launcher}", *options, "--", f"link/{TRAVELLED}", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"--env=TRAIN={TRAVELLED} --output /runs/a" in machine.records()[0]
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_skypilot(machine, nodes):
     """SkyPilot sets the variables of --env, and runs the task's script with bash in a copy of the checkout."""
