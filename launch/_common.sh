@@ -71,10 +71,11 @@ parse() {
   [[ -e ${train[0]} ]] || fail "there is no recipe or run folder '${train[0]}'"
 }
 
-# need_number NAME LEAST: an option that counts something.
+# need_number NAME LEAST [MOST]: an option that counts something.
 need_number() {
-  [[ ${option[$1]} =~ ^(0|[1-9][0-9]{0,5})$ ]] && ((option[$1] >= $2)) ||
-    fail "--$1 ${option[$1]}: expected a whole number from $2 on"
+  local most=${3:-999999}
+  [[ ${option[$1]} =~ ^(0|[1-9][0-9]{0,5})$ ]] && ((option[$1] >= $2 && option[$1] <= most)) ||
+    fail "--$1 ${option[$1]}: expected a whole number from $2 to $most"
 }
 
 # need_match NAME PATTERN WHAT: an option whose value must look like WHAT.

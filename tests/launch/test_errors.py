@@ -38,9 +38,9 @@ def test_the_grammar_is_one(machine, kind):
     assert say("--restarts", "--", RECIPE) == "--restarts needs a value"
     assert say("--restarts=", "--", RECIPE) == "--restarts needs a value"
     assert say("--restarts") == "--restarts needs a value"
-    assert say("--restarts", "many", "--", RECIPE) == "--restarts many: expected a whole number from 0 on"
-    assert say("--restarts", "-1", "--", RECIPE) == "--restarts -1: expected a whole number from 0 on"
-    assert say("--restarts", "08", "--", RECIPE) == "--restarts 08: expected a whole number from 0 on"
+    assert say("--restarts", "many", "--", RECIPE) == "--restarts many: expected a whole number from 0 to 999999"
+    assert say("--restarts", "-1", "--", RECIPE) == "--restarts -1: expected a whole number from 0 to 999999"
+    assert say("--restarts", "08", "--", RECIPE) == "--restarts 08: expected a whole number from 0 to 999999"
     assert say("--dry-run=3", "--", RECIPE) == "--dry-run is a switch and takes no value"
     assert say(RECIPE).startswith(f"unexpected '{RECIPE}': options come first, then --, then the recipe")
     assert say("--") == say() == f"no recipe: launch/{launcher} [options] -- RECIPE [options of jaxllm train]"
@@ -83,10 +83,12 @@ def test_what_cannot_travel_is_refused(machine, kind):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["local", "--processes", "0"], "--processes 0: expected a whole number from 1 on"),
-        (["local", "--devices", "x"], "--devices x: expected a whole number from 1 on"),
+        (["local", "--processes", "0"], "--processes 0: expected a whole number from 1 to 999999"),
+        (["local", "--devices", "x"], "--devices x: expected a whole number from 1 to 999999"),
+        (["local", "--port", "0"], "--port 0: expected a whole number from 1 to 65535"),
+        (["local", "--port", "65536"], "--port 65536: expected a whole number from 1 to 65535"),
         (["local", "--with", "x"], "--with is for launchers that start another program"),
-        (["slurm", "--nodes", "0"], "--nodes 0: expected a whole number from 1 on"),
+        (["slurm", "--nodes", "0"], "--nodes 0: expected a whole number from 1 to 999999"),
         (["slurm", "--time", "soon"], "--time soon: expected minutes, or [days-]hours:minutes:seconds"),
         (["slurm", "--name", "a b"], "--name a b: expected letters, digits, ., _ and -"),
         ([*REMOTE["tpu_pod"], "--zone", "A"], "--zone A: expected a zone such as us-west4-a"),
