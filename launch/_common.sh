@@ -40,6 +40,10 @@ known() { printf -- '--%s\n' "${!option[@]}" --with | sed 's/^----/--/' | sort -
 
 parse() {
   local name
+  local -A switch=()
+  for name in "${!option[@]}"; do
+    [[ ${option[$name]} != no ]] || switch[$name]=yes
+  done
   while (($#)); do
     case $1 in
       -h | --help) usage; exit ;;
@@ -50,7 +54,7 @@ parse() {
     name=${1#--} name=${name%%=*}
     [[ $name =~ ^[a-z-]+$ && (-v option[$name] || $name = with) ]] ||
       fail "there is no option --$name; there are $(known)"
-    if [[ ${option[$name]:-} =~ ^(no|yes)$ ]]; then
+    if [[ -v switch[$name] ]]; then
       [[ $1 = "--$name" ]] || fail "--$name is a switch and takes no value"
       option[$name]=yes
       shift

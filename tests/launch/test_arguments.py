@@ -29,6 +29,13 @@ def test_local(machine):
     assert sorted(machine.records(), key=lambda words: words[-1]) == expected
 
 
+@pytest.mark.parametrize("value", ["yes", "no"])
+def test_an_option_is_no_switch_whatever_its_value_was_before(machine, value):
+    done = machine.run("slurm", "--name", value, "--name", "last", "--dry-run", "--dry-run", "--", RECIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--job-name=last " in done.stdout
+
+
 def test_local_with_restarts(machine):
     words = ["--processes", "1", "--port", "23456", "--devices", "2", "--restarts", "1"]
     assert machine.run("local", *words, "--", RECIPE, *HOSTILE).returncode == 0
