@@ -71,6 +71,28 @@ def test_gke(machine, kind):
     assert machine.records() == [["train", TRAVELLED, *HOSTILE, "--output", "/runs/a"]]
 
 
+def strings(manifest) -> list[str]:
+    """All that lie in a manifest."""
+    if isinstance(manifest, dict):
+        manifest = list(manifest.values())
+    if isinstance(manifest, list):
+        return [text for part in manifest for text in strings(part)]
+    return [manifest] if isinstance(manifest, str) else []
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "other"), [("null", "123", "1"), ("on", "gs://123", "1e3"), ("y", "gs://0x1", "2000-01-01")]
+)
+def test_what_yaml_would_read_as_something_else_stays_a_string(machine, name, place, other):
+    machine.put("kubectl", 'cat >"$HOME/given"')
+    values = {"name": name, "runs": place, "image": other, "accelerator": other, "account": other, "topology": "4x4"}
+    options = [word for key, value in values.items() for word in (f"--{key}", value)]
+    assert machine.run("gke", *options, "--", RECIPE).returncode == 0
+    found = strings(yaml.safe_load((machine.home / "given").read_text()))
+    for value in values.values():
+        assert value.removeprefix("gs://") in found
+
+
 def test_the_checkout_may_be_reached_by_a_link_and_by_a_relative_path(machine):
     """Where CDPATH is set, `cd` prints where it goes."""
     machine.put("sky", RECORDS)
