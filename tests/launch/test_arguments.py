@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launch.conftest import HOSTILE, RECIPE, RECORDS
+from tests.launch.conftest import HOSTILE, RECIPE, RECORDS, without
 from tests.launch.test_dry_run import REMOTE
 
 TRAVELLED = "configs/pretrain/quickstart.py"
@@ -69,6 +69,19 @@ def test_gke(machine, kind):
     variables = {"HOME": "wrong", "id": "wrong"}
     assert machine.run(*(expanded(word, variables) for word in command)).returncode == 0
     assert machine.records() == [["train", TRAVELLED, *HOSTILE, "--output", "/runs/a"]]
+
+
+@pytest.mark.parametrize(
+    ("topology", "chips", "hosts"), [("8x8", 4, 16), ("2x4", 8, 1), ("1x1", 1, 1), ("4x4x8", 4, 32)]
+)
+def test_a_job_takes_every_chip_of_its_topology(machine, topology, chips, hosts):
+    machine.put("kubectl", 'cat >"$HOME/given"')
+    options = [*without(REMOTE["kubectl"], "--topology"), "--topology", topology, "--chips", str(chips)]
+    assert machine.run(*options, "--", RECIPE).returncode == 0
+    manifest = yaml.safe_load((machine.home / "given").read_text())
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (hosts, hosts)
+    assert job["template"]["spec"]["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
 
 
 def strings(manifest) -> list[str]:

@@ -97,6 +97,9 @@ def test_what_cannot_travel_is_refused(machine, kind):
         ([*REMOTE["kubectl"], "--image", "a@name@"], "--image a@name@: expected the name of an image"),
         ([*REMOTE["kubectl"], "--image", "-a"], "--image -a: expected the name of an image"),
         ([*REMOTE["kubectl"], "--topology", "4"], "--topology 4: expected a topology such as 4x4"),
+        ([*REMOTE["kubectl"], "--topology", "08x8"], "--topology 08x8: expected a topology such as 4x4"),
+        ([*REMOTE["kubectl"], "--topology", "1x1"], "--chips 4: a topology of 1x1 is not made of nodes with 4 chips"),
+        ([*REMOTE["kubectl"], "--chips", "3"], "--chips 3: a topology of 4x4 is not made of nodes with 3 chips"),
         ([*REMOTE["skypilot"], "--gpus", "8 H100"], "--gpus 8 H100: expected a kind and a number such as H100:8"),
     ],
 )
