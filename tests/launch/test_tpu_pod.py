@@ -36,6 +36,11 @@ case "$3 $4" in
 esac
 """
 
+FAILING = """
+[[ "$*" != *"{word}"* ]] || {{ echo >>"$HOME/failed"; exit 1; }}
+"""
+"""Stands before `GCLOUD`: what has the word in it fails."""
+
 TRAIN = """
 echo "$$" >"$CLOUD/pid$HOST"
 while [[ ! -e $CLOUD/status$HOST ]] && ((SECONDS < 120)); do sleep 0.05; done
@@ -152,6 +157,43 @@ def test_after_a_reboot_of_a_host_the_run_is_started_again(machine: Machine, clo
     end(cloud, 0, 0)
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("word", ["scp", "tpu_worker start"])
+def test_an_install_that_fails_is_repeated_as_often_as_a_run(machine: Machine, cloud: Path, restarts, word):
+    machine.put("gcloud", FAILING.format(word=word) + GCLOUD)
+    done = machine.run(*OPTIONS, "--restarts", str(restarts), "--", RECIPE)
+    assert done.returncode == 1
+    assert len((machine.home / "failed").read_text().splitlines()) == restarts + 1
+    assert f"the run did not start on every host (tries: {restarts + 1}; see above)" in done.stderr
+    assert counted(cloud, "queued-resources delete") == 1
+
+
+def test_a_run_that_dies_without_a_status_is_not_started_for_ever(machine: Machine, cloud: Path):
+    machine.put("jaxllm", TRAIN)
+    machine.put("setsid", "exit 0")
+    done = machine.run(*OPTIONS, "--restarts", "1", "--", RECIPE)
+    assert done.returncode == 1
+    assert counted(cloud, "tpu_worker start") == 2
+    assert counted(cloud, "queued-resources delete") == 1
+
+
+def test_starts_are_counted_from_the_last_time_that_all_hosts_trained(machine: Machine, cloud: Path):
+    machine.put("jaxllm", TRAIN)
+    process = machine.start(*OPTIONS, "--restarts", "0", "--", RECIPE)
+    for starts in (1, 2, 3):
+        wait_for(lambda: running(cloud))
+        assert counted(cloud, "tpu_worker start") == starts
+        looks = counted(cloud, "tpu_worker status")
+        wait_for(lambda looks=looks: counted(cloud, "tpu_worker status") >= looks + 2)
+        if starts < 3:
+            for i in range(2):
+                (cloud / f"pid{i}").unlink()
+            os.killpg(int((cloud / "host0/.jaxllm-worker/pid").read_text()), signal.SIGKILL)
+    end(cloud, 0, 0)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
 
 
 def test_a_request_that_fails_is_not_repeated(machine: Machine, cloud: Path):
