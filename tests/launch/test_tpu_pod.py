@@ -120,9 +120,30 @@ def test_a_watch_that_is_stopped_leaves_the_run_and_the_same_command_watches_on(
     again = machine.start(*OPTIONS, "--", RECIPE)
     wait_for(lambda: counted(cloud, "tpu_worker status") >= looks + 2)  # the first of them has seen the run
     end(cloud, 0, 0)
-    again.communicate(timeout=60)
+    _, told = again.communicate(timeout=60)
     assert again.returncode == 0
+    assert "the run was started before: what changed since in the checkout or in the TPU's options" in told
     assert counted(cloud, "tpu_worker start") == 1
+
+
+@pytest.mark.parametrize("changed", [["--", RECIPE, "--seed", "1"], ["--runs", "gs://d", "--", RECIPE]])
+def test_other_words_than_those_of_the_run_that_lives_are_refused(machine: Machine, cloud: Path, changed):
+    machine.put("jaxllm", TRAIN)
+    process = machine.start(*OPTIONS, "--", RECIPE, "--name", "a  b", start_new_session=True)
+    wait_for(lambda: running(cloud))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    for words in (changed, ["--", RECIPE, "--name", "a", "b"]):
+        done = machine.run(*OPTIONS, *words)
+        assert done.returncode == 2
+        message = "'a' trains another recipe or with other options: give those, or end that run first: gcloud compute "
+        assert message in done.stderr
+    assert all(alive(int((cloud / f"pid{i}").read_text())) for i in range(2))
+    assert counted(cloud, "tpu_worker start") == 1
+    assert counted(cloud, "queued-resources delete") == 0
+    *_, first = done.stderr.splitlines()
+    assert machine.run("bash", "-c", first.partition("run first: ")[2]).returncode == 0
+    assert not any(alive(int((cloud / f"pid{i}").read_text())) for i in range(2))
 
 
 @pytest.mark.parametrize(("statuses", "expected"), [((2, 2), 2), ((7, 7), 7), ((0, 7), 7)])
