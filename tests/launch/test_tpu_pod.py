@@ -180,6 +180,20 @@ def test_after_a_reboot_of_a_host_the_run_is_started_again(machine: Machine, clo
     assert process.returncode == 0
 
 
+def test_after_an_orderly_reboot_of_a_host_too(machine: Machine, cloud: Path):
+    """It tells the run of that host, and so all, to end with a checkpoint."""
+    machine.put("jaxllm", TRAIN)
+    process = machine.start(*OPTIONS, "--", RECIPE)
+    wait_for(lambda: running(cloud))
+    for i in range(2):
+        os.killpg(int((cloud / f"host{i}/.jaxllm-worker/pid").read_text()), signal.SIGTERM)
+    wait_for(lambda: counted(cloud, "tpu_worker start") == 2)
+    end(cloud, 0, 0)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert counted(cloud, "queued-resources delete") == 1
+
+
 @pytest.mark.parametrize("restarts", [0, 2])
 @pytest.mark.parametrize("word", ["scp", "tpu_worker start"])
 def test_an_install_that_fails_is_repeated_as_often_as_a_run(machine: Machine, cloud: Path, restarts, word):
