@@ -194,6 +194,13 @@ def test_after_an_orderly_reboot_of_a_host_too(machine: Machine, cloud: Path):
     assert counted(cloud, "queued-resources delete") == 1
 
 
+def test_a_checkout_that_did_not_arrive_whole_is_copied_again(machine: Machine, cloud: Path):
+    machine.put("jaxllm", "exit 0")
+    (cloud / "host1/jaxllm").mkdir(parents=True)
+    (cloud / "state").write_text("ACTIVE\n")
+    assert machine.run(*OPTIONS, "--", RECIPE).returncode == 0
+
+
 @pytest.mark.parametrize("restarts", [0, 2])
 @pytest.mark.parametrize("word", ["scp", "tpu_worker start"])
 def test_an_install_that_fails_is_repeated_as_often_as_a_run(machine: Machine, cloud: Path, restarts, word):
