@@ -201,6 +201,17 @@ def test_a_checkout_that_did_not_arrive_whole_is_copied_again(machine: Machine, 
     assert machine.run(*OPTIONS, "--", RECIPE).returncode == 0
 
 
+@pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])
+def test_a_tpu_that_cannot_be_deleted_is_told(machine: Machine, cloud: Path, status, expected):
+    machine.put("gcloud", FAILING.format(word="queued-resources delete") + GCLOUD)
+    machine.put("jaxllm", TRAIN)
+    end(cloud, status, status)
+    done = machine.run(*OPTIONS, "--restarts", "0", "--", RECIPE)
+    assert done.returncode == expected
+    assert "the run has " in done.stderr
+    assert "'a' could not be deleted and is still paid for: gcloud compute tpus queued-resources " in done.stderr
+
+
 @pytest.mark.parametrize("restarts", [0, 2])
 @pytest.mark.parametrize("word", ["scp", "tpu_worker start"])
 def test_an_install_that_fails_is_repeated_as_often_as_a_run(machine: Machine, cloud: Path, restarts, word):
