@@ -201,6 +201,17 @@ def test_a_checkout_that_did_not_arrive_whole_is_copied_again(machine: Machine, 
     assert machine.run(*OPTIONS, "--", RECIPE).returncode == 0
 
 
+def test_a_host_that_cannot_be_reached_is_told_once(machine: Machine, cloud: Path):
+    machine.put("gcloud", FAILING.format(word="tpu_worker status") + GCLOUD)
+    process = machine.start(*OPTIONS, "--", RECIPE)
+    wait_for(lambda: (machine.home / "failed").exists() and (machine.home / "failed").stat().st_size > 2)
+    machine.put("jaxllm", "exit 0")
+    machine.put("gcloud", GCLOUD)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert told.count("'a' is ACTIVE, but not every host can be reached\n") == 1
+
+
 @pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])
 def test_a_tpu_that_cannot_be_deleted_is_told(machine: Machine, cloud: Path, status, expected):
     machine.put("gcloud", FAILING.format(word="queued-resources delete") + GCLOUD)
