@@ -53,7 +53,8 @@ exit "$(<"$CLOUD/status$HOST")"
 def cloud(machine) -> Iterator[Path]:
     """The folder of the stand-in's state."""
     machine.put("gcloud", GCLOUD)
-    machine.put("mountpoint", "exit 0")
+    for name in ("mountpoint", "sudo", "gcsfuse"):
+        machine.put(name, "exit 0")
     machine.put("sleep", f"exec {shutil.which('sleep')} 0.05")  # the looks at the TPU follow each other quickly
     machine.put("uv", 'echo "$@" >>"$HOME/uv"')
     folder = machine.home / "cloud"
@@ -275,12 +276,15 @@ def test_a_request_that_fails_is_not_repeated(machine: Machine, cloud: Path):
         ("10.0.0.2:/c", ["mount", "-t", "nfs", "10.0.0.2:/c", "/mnt/jaxllm"]),
     ],
 )
-def test_the_place_of_the_runs_is_mounted_on_a_host(machine: Machine, cloud: Path, runs, mounting):
-    machine.put("mountpoint", "exit 1")
+@pytest.mark.parametrize("mounted", [0, 1])
+def test_the_place_of_the_runs_is_mounted_on_a_host(machine: Machine, cloud: Path, runs, mounting, mounted):
+    """Also where an earlier run has mounted one, which may be another."""
+    machine.put("mountpoint", f"exit {mounted}")
     for name in ("gcsfuse", "mount.nfs", "sudo"):
         machine.put(name, RECORDS)
     machine.put("jaxllm", "exit 0")
     assert machine.run(str(machine.checkout() / "launch/tpu_worker"), "start", runs, "0", RECIPE).returncode == 0
     assert ["mkdir", "-p", "/mnt/jaxllm"] in machine.records()
     assert mounting in machine.records()
+    assert (["umount", "--lazy", "/mnt/jaxllm"] in machine.records()) == (mounted == 0)
     wait_for((machine.home / ".jaxllm-worker/status").exists)
