@@ -99,6 +99,7 @@ travel() {
   recipe=$(realpath -- "${train[0]}")
   [[ $recipe = "$root"/* ]] || fail "recipe '${train[0]}' must lie in $root, which is what the machines get"
   train[0]=${recipe#"$root"/}
+  [[ ${train[0]} != runs/* ]] || fail "recipe '${train[0]}' must lie outside of runs/, which does not travel"
   for word in "${train[@]}"; do
     [[ $word != --output && $word != --output=* ]] || fail "leave --output out: the run's folder is $1"
   done

@@ -75,6 +75,13 @@ def test_what_cannot_travel_is_refused(machine, kind):
     (machine.folder / "mine.py").touch()
     assert refusal(machine, *REMOTE[kind], "--", "mine.py").startswith("recipe 'mine.py' must lie in /")
     assert refusal(machine, *REMOTE[kind], "--", ".").startswith("'.' is no recipe; the command that began a run also")
+    copy = machine.checkout()
+    (copy / "runs").mkdir()
+    (copy / "runs/mine.py").touch()
+    launcher, *options = REMOTE[kind]
+    done = machine.run(f"{copy}/launch/{launcher}", *options, "--", f"{copy}/runs/mine.py")
+    assert done.returncode == 2
+    assert "must lie outside of runs/, which does not travel" in done.stderr
     for words in (["--output", "here"], ["--output=here"]):
         message = refusal(machine, *REMOTE[kind], "--", RECIPE, *words)
         assert message.startswith("leave --output out: the run's folder is /")
