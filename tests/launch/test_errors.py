@@ -103,6 +103,8 @@ def test_what_cannot_travel_is_refused(machine, kind):
         ([*REMOTE["kubectl"], "--runs", "-c"], "--runs -c: expected gs://BUCKET or the name of a volume claim"),
         ([*REMOTE["kubectl"], "--image", "a@name@"], "--image a@name@: expected the name of an image"),
         ([*REMOTE["kubectl"], "--image", "-a"], "--image -a: expected the name of an image"),
+        ([*REMOTE["xpk"], "--topology", "4x4"], "--topology is for kubectl: with --cluster, give --type alone"),
+        ([*REMOTE["kubectl"], "--type", "v6e-16"], "--type is for xpk, which needs --cluster"),
         ([*REMOTE["kubectl"], "--topology", "4"], "--topology 4: expected a topology such as 4x4"),
         ([*REMOTE["kubectl"], "--topology", "08x8"], "--topology 08x8: expected a topology such as 4x4"),
         ([*REMOTE["kubectl"], "--topology", "1x1"], "--chips 4: a topology of 1x1 is not made of nodes with 4 chips"),
