@@ -7,7 +7,7 @@
 # `parse "$@"`, and finds the values in the table, what follows `--` in `train`, and every `--with` in `with`.
 
 readonly REQUIRED=$'\n'
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 root=${here%/*}
 me=launch/${0##*/}
 with=()
@@ -40,6 +40,10 @@ known() { printf -- '--%s\n' "${!option[@]}" --with | sed 's/^----/--/' | sort -
 
 parse() {
   local name
+  local -A switch=()
+  for name in "${!option[@]}"; do
+    [[ ${option[$name]} != no ]] || switch[$name]=yes
+  done
   while (($#)); do
     case $1 in
       -h | --help) usage; exit ;;
@@ -50,7 +54,7 @@ parse() {
     name=${1#--} name=${name%%=*}
     [[ $name =~ ^[a-z-]+$ && (-v option[$name] || $name = with) ]] ||
       fail "there is no option --$name; there are $(known)"
-    if [[ ${option[$name]:-} =~ ^(no|yes)$ ]]; then
+    if [[ -v switch[$name] ]]; then
       [[ $1 = "--$name" ]] || fail "--$name is a switch and takes no value"
       option[$name]=yes
       shift
@@ -71,10 +75,11 @@ parse() {
   [[ -e ${train[0]} ]] || fail "there is no recipe or run folder '${train[0]}'"
 }
 
-# need_number NAME LEAST: an option that counts something.
+# need_number NAME LEAST [MOST]: an option that counts something.
 need_number() {
-  [[ ${option[$1]} =~ ^(0|[1-9][0-9]{0,5})$ ]] && ((option[$1] >= $2)) ||
-    fail "--$1 ${option[$1]}: expected a whole number from $2 on"
+  local most=${3:-999999}
+  [[ ${option[$1]} =~ ^(0|[1-9][0-9]{0,5})$ ]] && ((option[$1] >= $2 && option[$1] <= most)) ||
+    fail "--$1 ${option[$1]}: expected a whole number from $2 to $most"
 }
 
 # need_match NAME PATTERN WHAT: an option whose value must look like WHAT.
@@ -94,6 +99,7 @@ travel() {
   recipe=$(realpath -- "${train[0]}")
   [[ $recipe = "$root"/* ]] || fail "recipe '${train[0]}' must lie in $root, which is what the machines get"
   train[0]=${recipe#"$root"/}
+  [[ ${train[0]} != runs/* ]] || fail "recipe '${train[0]}' must lie outside of runs/, which does not travel"
   for word in "${train[@]}"; do
     [[ $word != --output && $word != --output=* ]] || fail "leave --output out: the run's folder is $1"
   done

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launch.conftest import HOSTILE, RECIPE, RECORDS
+from tests.launch.conftest import HOSTILE, RECIPE, RECORDS, without
 from tests.launch.test_dry_run import REMOTE
 
 TRAVELLED = "configs/pretrain/quickstart.py"
@@ -27,6 +27,13 @@ def test_local(machine):
     given = [["train", RECIPE, *HOSTILE, "--processes", "2", "--coordinator", "127.0.0.1:23456"] for _ in range(2)]
     expected = [[*words, "--process-id", str(i)] for i, words in enumerate(given)]
     assert sorted(machine.records(), key=lambda words: words[-1]) == expected
+
+
+@pytest.mark.parametrize("value", ["yes", "no"])
+def test_an_option_is_no_switch_whatever_its_value_was_before(machine, value):
+    done = machine.run("slurm", "--name", value, "--name", "last", "--dry-run", "--dry-run", "--", RECIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--job-name=last " in done.stdout
 
 
 def test_local_with_restarts(machine):
@@ -62,6 +69,52 @@ def test_gke(machine, kind):
     variables = {"HOME": "wrong", "id": "wrong"}
     assert machine.run(*(expanded(word, variables) for word in command)).returncode == 0
     assert machine.records() == [["train", TRAVELLED, *HOSTILE, "--output", "/runs/a"]]
+
+
+@pytest.mark.parametrize(
+    ("topology", "chips", "hosts"), [("8x8", 4, 16), ("2x4", 8, 1), ("1x1", 1, 1), ("4x4x8", 4, 32)]
+)
+def test_a_job_takes_every_chip_of_its_topology(machine, topology, chips, hosts):
+    machine.put("kubectl", 'cat >"$HOME/given"')
+    options = [*without(REMOTE["kubectl"], "--topology"), "--topology", topology, "--chips", str(chips)]
+    assert machine.run(*options, "--", RECIPE).returncode == 0
+    manifest = yaml.safe_load((machine.home / "given").read_text())
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (hosts, hosts)
+    assert job["template"]["spec"]["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
+
+
+def strings(manifest) -> list[str]:
+    """All that lie in a manifest."""
+    if isinstance(manifest, dict):
+        manifest = list(manifest.values())
+    if isinstance(manifest, list):
+        return [text for part in manifest for text in strings(part)]
+    return [manifest] if isinstance(manifest, str) else []
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "other"), [("null", "123", "1"), ("on", "gs://123", "1e3"), ("y", "gs://0x1", "2000-01-01")]
+)
+def test_what_yaml_would_read_as_something_else_stays_a_string(machine, name, place, other):
+    machine.put("kubectl", 'cat >"$HOME/given"')
+    values = {"name": name, "runs": place, "image": other, "accelerator": other, "account": other, "topology": "4x4"}
+    options = [word for key, value in values.items() for word in (f"--{key}", value)]
+    assert machine.run("gke", *options, "--", RECIPE).returncode == 0
+    found = strings(yaml.safe_load((machine.home / "given").read_text()))
+    for value in values.values():
+        assert value.removeprefix("gs://") in found
+
+
+def test_the_checkout_may_be_reached_by_a_link_and_by_a_relative_path(machine):
+    """Where CDPATH is set, `cd` prints where it goes."""
+    machine.put("sky", RECORDS)
+    (machine.folder / "link").symlink_to(machine.checkout())
+    launcher, *options = REMOTE["skypilot"]
+    environment = machine.environment | {"CDPATH": str(machine.folder)}
+    done = machine.run("bash", f"link/launch/{launcher}", *options, "--", f"link/{TRAVELLED}", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"--env=TRAIN={TRAVELLED} --output /runs/a" in machine.records()[0]
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

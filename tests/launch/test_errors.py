@@ -38,9 +38,9 @@ def test_the_grammar_is_one(machine, kind):
     assert say("--restarts", "--", RECIPE) == "--restarts needs a value"
     assert say("--restarts=", "--", RECIPE) == "--restarts needs a value"
     assert say("--restarts") == "--restarts needs a value"
-    assert say("--restarts", "many", "--", RECIPE) == "--restarts many: expected a whole number from 0 on"
-    assert say("--restarts", "-1", "--", RECIPE) == "--restarts -1: expected a whole number from 0 on"
-    assert say("--restarts", "08", "--", RECIPE) == "--restarts 08: expected a whole number from 0 on"
+    assert say("--restarts", "many", "--", RECIPE) == "--restarts many: expected a whole number from 0 to 999999"
+    assert say("--restarts", "-1", "--", RECIPE) == "--restarts -1: expected a whole number from 0 to 999999"
+    assert say("--restarts", "08", "--", RECIPE) == "--restarts 08: expected a whole number from 0 to 999999"
     assert say("--dry-run=3", "--", RECIPE) == "--dry-run is a switch and takes no value"
     assert say(RECIPE).startswith(f"unexpected '{RECIPE}': options come first, then --, then the recipe")
     assert say("--") == say() == f"no recipe: launch/{launcher} [options] -- RECIPE [options of jaxllm train]"
@@ -75,6 +75,13 @@ def test_what_cannot_travel_is_refused(machine, kind):
     (machine.folder / "mine.py").touch()
     assert refusal(machine, *REMOTE[kind], "--", "mine.py").startswith("recipe 'mine.py' must lie in /")
     assert refusal(machine, *REMOTE[kind], "--", ".").startswith("'.' is no recipe; the command that began a run also")
+    copy = machine.checkout()
+    (copy / "runs").mkdir()
+    (copy / "runs/mine.py").touch()
+    launcher, *options = REMOTE[kind]
+    done = machine.run(f"{copy}/launch/{launcher}", *options, "--", f"{copy}/runs/mine.py")
+    assert done.returncode == 2
+    assert "must lie outside of runs/, which does not travel" in done.stderr
     for words in (["--output", "here"], ["--output=here"]):
         message = refusal(machine, *REMOTE[kind], "--", RECIPE, *words)
         assert message.startswith("leave --output out: the run's folder is /")
@@ -83,14 +90,25 @@ def test_what_cannot_travel_is_refused(machine, kind):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["local", "--processes", "0"], "--processes 0: expected a whole number from 1 on"),
-        (["local", "--devices", "x"], "--devices x: expected a whole number from 1 on"),
+        (["local", "--processes", "0"], "--processes 0: expected a whole number from 1 to 999999"),
+        (["local", "--devices", "x"], "--devices x: expected a whole number from 1 to 999999"),
+        (["local", "--port", "0"], "--port 0: expected a whole number from 1 to 65535"),
+        (["local", "--port", "65536"], "--port 65536: expected a whole number from 1 to 65535"),
         (["local", "--with", "x"], "--with is for launchers that start another program"),
-        (["slurm", "--nodes", "0"], "--nodes 0: expected a whole number from 1 on"),
+        (["slurm", "--nodes", "0"], "--nodes 0: expected a whole number from 1 to 999999"),
         (["slurm", "--time", "soon"], "--time soon: expected minutes, or [days-]hours:minutes:seconds"),
         (["slurm", "--name", "a b"], "--name a b: expected letters, digits, ., _ and -"),
         ([*REMOTE["tpu_pod"], "--zone", "A"], "--zone A: expected a zone such as us-west4-a"),
+        ([*REMOTE["tpu_pod"], "--runs", "gs://-c"], "--runs gs://-c: expected gs://BUCKET or HOST:/SHARE"),
+        ([*REMOTE["kubectl"], "--runs", "-c"], "--runs -c: expected gs://BUCKET or the name of a volume claim"),
+        ([*REMOTE["kubectl"], "--image", "a@name@"], "--image a@name@: expected the name of an image"),
+        ([*REMOTE["kubectl"], "--image", "-a"], "--image -a: expected the name of an image"),
+        ([*REMOTE["xpk"], "--topology", "4x4"], "--topology is for kubectl: with --cluster, give --type alone"),
+        ([*REMOTE["kubectl"], "--type", "v6e-16"], "--type is for xpk, which needs --cluster"),
         ([*REMOTE["kubectl"], "--topology", "4"], "--topology 4: expected a topology such as 4x4"),
+        ([*REMOTE["kubectl"], "--topology", "08x8"], "--topology 08x8: expected a topology such as 4x4"),
+        ([*REMOTE["kubectl"], "--topology", "1x1"], "--chips 4: a topology of 1x1 is not made of nodes with 4 chips"),
+        ([*REMOTE["kubectl"], "--chips", "3"], "--chips 3: a topology of 4x4 is not made of nodes with 3 chips"),
         ([*REMOTE["skypilot"], "--gpus", "8 H100"], "--gpus 8 H100: expected a kind and a number such as H100:8"),
     ],
 )

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.launch.conftest import RECIPE, alive, wait_for
+from tests.launch.conftest import RECIPE, ROOT, alive, wait_for
 
 STAND_IN = """
 while (($#)); do case $1 in --process-id) id=$2 ;; --say) say=$2 ;; --do) act=$2 ;; esac; shift; done
@@ -112,6 +112,13 @@ def test_all_are_started_again_after_a_failure(local):
     assert done.returncode == 0
     assert turns(local) == [3, 3]
     assert "launch/restart: status 7; restart 2 of 5" in done.stderr
+
+
+def test_bash_may_be_told_to_run_it(local):
+    """By a name that is a word of bash."""
+    words = options(TURN + "[[ $turn = 2 ]] || exit 7", "--restarts", "1")
+    assert local.run("bash", *words, cwd=ROOT / "launch").returncode == 0
+    assert turns(local) == [2, 2]
 
 
 def test_restarts_are_counted(local):

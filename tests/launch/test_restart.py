@@ -31,7 +31,7 @@ def test_where_every_process_is_told_nothing_is_passed_on(machine):
     assert (machine.home / "told").read_text() == "told\n"
 
 
-@pytest.mark.parametrize("words", [[], ["3"], ["many", "true"], ["--told", "3"]])
+@pytest.mark.parametrize("words", [[], ["3"], ["many", "true"], ["08", "false"], ["--told", "3"]])
 def test_it_needs_a_number_and_a_command(machine, words):
     done = machine.run("restart", *words)
     assert (done.returncode, done.stderr) == (

@@ -36,6 +36,11 @@ case "$3 $4" in
 esac
 """
 
+FAILING = """
+[[ "$*" != *"{word}"* ]] || {{ echo >>"$HOME/failed"; exit 1; }}
+"""
+"""Stands before `GCLOUD`: what has the word in it fails."""
+
 TRAIN = """
 echo "$$" >"$CLOUD/pid$HOST"
 while [[ ! -e $CLOUD/status$HOST ]] && ((SECONDS < 120)); do sleep 0.05; done
@@ -48,7 +53,8 @@ exit "$(<"$CLOUD/status$HOST")"
 def cloud(machine) -> Iterator[Path]:
     """The folder of the stand-in's state."""
     machine.put("gcloud", GCLOUD)
-    machine.put("mountpoint", "exit 0")
+    for name in ("mountpoint", "sudo", "gcsfuse"):
+        machine.put(name, "exit 0")
     machine.put("sleep", f"exec {shutil.which('sleep')} 0.05")  # the looks at the TPU follow each other quickly
     machine.put("uv", 'echo "$@" >>"$HOME/uv"')
     folder = machine.home / "cloud"
@@ -115,9 +121,30 @@ def test_a_watch_that_is_stopped_leaves_the_run_and_the_same_command_watches_on(
     again = machine.start(*OPTIONS, "--", RECIPE)
     wait_for(lambda: counted(cloud, "tpu_worker status") >= looks + 2)  # the first of them has seen the run
     end(cloud, 0, 0)
-    again.communicate(timeout=60)
+    _, told = again.communicate(timeout=60)
     assert again.returncode == 0
+    assert "the run was started before: what changed since in the checkout or in the TPU's options" in told
     assert counted(cloud, "tpu_worker start") == 1
+
+
+@pytest.mark.parametrize("changed", [["--", RECIPE, "--seed", "1"], ["--runs", "gs://d", "--", RECIPE]])
+def test_other_words_than_those_of_the_run_that_lives_are_refused(machine: Machine, cloud: Path, changed):
+    machine.put("jaxllm", TRAIN)
+    process = machine.start(*OPTIONS, "--", RECIPE, "--name", "a  b", start_new_session=True)
+    wait_for(lambda: running(cloud))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    for words in (changed, ["--", RECIPE, "--name", "a", "b"]):
+        done = machine.run(*OPTIONS, *words)
+        assert done.returncode == 2
+        message = "'a' trains another recipe or with other options: give those, or end that run first: gcloud compute "
+        assert message in done.stderr
+    assert all(alive(int((cloud / f"pid{i}").read_text())) for i in range(2))
+    assert counted(cloud, "tpu_worker start") == 1
+    assert counted(cloud, "queued-resources delete") == 0
+    *_, first = done.stderr.splitlines()
+    assert machine.run("bash", "-c", first.partition("run first: ")[2]).returncode == 0
+    assert not any(alive(int((cloud / f"pid{i}").read_text())) for i in range(2))
 
 
 @pytest.mark.parametrize(("statuses", "expected"), [((2, 2), 2), ((7, 7), 7), ((0, 7), 7)])
@@ -154,6 +181,86 @@ def test_after_a_reboot_of_a_host_the_run_is_started_again(machine: Machine, clo
     assert process.returncode == 0
 
 
+def test_after_an_orderly_reboot_of_a_host_too(machine: Machine, cloud: Path):
+    """It tells the run of that host, and so all, to end with a checkpoint."""
+    machine.put("jaxllm", TRAIN)
+    process = machine.start(*OPTIONS, "--", RECIPE)
+    wait_for(lambda: running(cloud))
+    for i in range(2):
+        os.killpg(int((cloud / f"host{i}/.jaxllm-worker/pid").read_text()), signal.SIGTERM)
+    wait_for(lambda: counted(cloud, "tpu_worker start") == 2)
+    end(cloud, 0, 0)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert counted(cloud, "queued-resources delete") == 1
+
+
+def test_a_checkout_that_did_not_arrive_whole_is_copied_again(machine: Machine, cloud: Path):
+    machine.put("jaxllm", "exit 0")
+    (cloud / "host1/jaxllm").mkdir(parents=True)
+    (cloud / "state").write_text("ACTIVE\n")
+    assert machine.run(*OPTIONS, "--", RECIPE).returncode == 0
+
+
+def test_a_host_that_cannot_be_reached_is_told_once(machine: Machine, cloud: Path):
+    machine.put("gcloud", FAILING.format(word="tpu_worker status") + GCLOUD)
+    process = machine.start(*OPTIONS, "--", RECIPE)
+    wait_for(lambda: (machine.home / "failed").exists() and (machine.home / "failed").stat().st_size > 2)
+    machine.put("jaxllm", "exit 0")
+    machine.put("gcloud", GCLOUD)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert told.count("'a' is ACTIVE, but not every host can be reached\n") == 1
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])
+def test_a_tpu_that_cannot_be_deleted_is_told(machine: Machine, cloud: Path, status, expected):
+    machine.put("gcloud", FAILING.format(word="queued-resources delete") + GCLOUD)
+    machine.put("jaxllm", TRAIN)
+    end(cloud, status, status)
+    done = machine.run(*OPTIONS, "--restarts", "0", "--", RECIPE)
+    assert done.returncode == expected
+    assert "the run has " in done.stderr
+    assert "'a' could not be deleted and is still paid for: gcloud compute tpus queued-resources " in done.stderr
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("word", ["scp", "tpu_worker start"])
+def test_an_install_that_fails_is_repeated_as_often_as_a_run(machine: Machine, cloud: Path, restarts, word):
+    machine.put("gcloud", FAILING.format(word=word) + GCLOUD)
+    done = machine.run(*OPTIONS, "--restarts", str(restarts), "--", RECIPE)
+    assert done.returncode == 1
+    assert len((machine.home / "failed").read_text().splitlines()) == restarts + 1
+    assert f"the run did not start on every host (tries: {restarts + 1}; see above)" in done.stderr
+    assert counted(cloud, "queued-resources delete") == 1
+
+
+def test_a_run_that_dies_without_a_status_is_not_started_for_ever(machine: Machine, cloud: Path):
+    machine.put("jaxllm", TRAIN)
+    machine.put("setsid", "exit 0")
+    done = machine.run(*OPTIONS, "--restarts", "1", "--", RECIPE)
+    assert done.returncode == 1
+    assert counted(cloud, "tpu_worker start") == 2
+    assert counted(cloud, "queued-resources delete") == 1
+
+
+def test_starts_are_counted_from_the_last_time_that_all_hosts_trained(machine: Machine, cloud: Path):
+    machine.put("jaxllm", TRAIN)
+    process = machine.start(*OPTIONS, "--restarts", "0", "--", RECIPE)
+    for starts in (1, 2, 3):
+        wait_for(lambda: running(cloud))
+        assert counted(cloud, "tpu_worker start") == starts
+        looks = counted(cloud, "tpu_worker status")
+        wait_for(lambda looks=looks: counted(cloud, "tpu_worker status") >= looks + 2)
+        if starts < 3:
+            for i in range(2):
+                (cloud / f"pid{i}").unlink()
+            os.killpg(int((cloud / "host0/.jaxllm-worker/pid").read_text()), signal.SIGKILL)
+    end(cloud, 0, 0)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+
+
 def test_a_request_that_fails_is_not_repeated(machine: Machine, cloud: Path):
     environment = machine.environment | {"QUEUE": "FAILED"}
     done = machine.run(*OPTIONS, "--", RECIPE, env=environment)
@@ -169,12 +276,15 @@ def test_a_request_that_fails_is_not_repeated(machine: Machine, cloud: Path):
         ("10.0.0.2:/c", ["mount", "-t", "nfs", "10.0.0.2:/c", "/mnt/jaxllm"]),
     ],
 )
-def test_the_place_of_the_runs_is_mounted_on_a_host(machine: Machine, cloud: Path, runs, mounting):
-    machine.put("mountpoint", "exit 1")
+@pytest.mark.parametrize("mounted", [0, 1])
+def test_the_place_of_the_runs_is_mounted_on_a_host(machine: Machine, cloud: Path, runs, mounting, mounted):
+    """Also where an earlier run has mounted one, which may be another."""
+    machine.put("mountpoint", f"exit {mounted}")
     for name in ("gcsfuse", "mount.nfs", "sudo"):
         machine.put(name, RECORDS)
     machine.put("jaxllm", "exit 0")
     assert machine.run(str(machine.checkout() / "launch/tpu_worker"), "start", runs, "0", RECIPE).returncode == 0
     assert ["mkdir", "-p", "/mnt/jaxllm"] in machine.records()
     assert mounting in machine.records()
+    assert (["umount", "--lazy", "/mnt/jaxllm"] in machine.records()) == (mounted == 0)
     wait_for((machine.home / ".jaxllm-worker/status").exists)
