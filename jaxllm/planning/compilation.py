@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.config import RunConfig, UserError
 from jaxllm.planning.text import Program, parse
-from jaxllm.planning.topology import Target, devices, domains_of
+from jaxllm.planning.topology import Target, Torus, devices, domains_of, torus_of
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH
 from jaxllm.train.state import State, abstract_state
@@ -47,6 +47,8 @@ class Compiled(NamedTuple):
     sizes: Sizes
     domains: list[int]
     """The slice or host of each device, in the order of the program; empty where there is one."""
+    torus: Torus | None
+    """Where the devices lie in a slice of TPUs."""
     lowering_seconds: float
     compile_seconds: float
 
@@ -110,9 +112,10 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
             raise
         raise UserError(f"{_failed(asked)}: {str(error).partition(chr(10))[0]}") from error
     end = time.monotonic()
-    domains = domains_of(list(mesh.devices.flat), asked)
+    laid = list(mesh.devices.flat)
+    domains, torus = domains_of(laid, asked), torus_of(laid, asked)
     sizes = _sizes(compiled.memory_analysis(), asked.chip.platform)
-    return Compiled(config, state, parse(compiled.as_text()), sizes, domains, middle - begin, end - middle)
+    return Compiled(config, state, parse(compiled.as_text()), sizes, domains, torus, middle - begin, end - middle)
 
 
 def _failed(asked: Target) -> str:

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from jaxllm.config import UserError
 from jaxllm.planning.text import Operation, Program, parse
+from jaxllm.planning.topology import Torus
 
 KINDS = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
@@ -43,6 +45,8 @@ class Collective:
     """The operation of the model that it comes from, as jax named it."""
     domains: int = 1
     """Over how many slices (TPU) or hosts (GPU) one group of it spreads; 1 stays on the fast links."""
+    links: float | None = None
+    """Fast ones over which each device sends; none are all that it has."""
 
     @property
     def traffic(self) -> float:
@@ -73,20 +77,21 @@ def _rounds(kind: str, devices: int) -> float:
     return {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
-def collectives(program: str | Program, domains: Sequence[int] = ()) -> list[Collective]:
+def collectives(program: str | Program, domains: Sequence[int] = (), torus: Torus | None = None) -> list[Collective]:
     """Every collective in the text of a compiled program (`compiled.as_text()`) in which devices meet.
 
     Args:
         program: the text, or what `parse` made of it.
         domains: for each device, in the order of the program, the slice or host that it is in; none are all in one.
+        torus: where the devices lie in a slice of TPUs, which tells over how many links each collective goes.
 
     Raises:
         UserError: the trip count of a loop is not known, or a collective or its groups are written in an unknown way.
     """
     parsed = parse(program) if isinstance(program, str) else program
-    if parsed.devices < len(domains):  # the program of one slice of TPUs, which sends to the others
-        domains = ()
-    found = [_collective(operation, runs, domains, parsed.devices) for operation, runs in _operations(parsed)]
+    is_of_one_slice = parsed.devices < len(domains)  # of several TPU slices, and sends to the others
+    place = _Place(parsed.devices, () if is_of_one_slice else domains, torus)
+    found = [_collective(operation, runs, place) for operation, runs in _operations(parsed)]
     return [c for c in found if c is not None and c.count and c.devices > 1]
 
 
@@ -109,38 +114,48 @@ def _operations(program: Program) -> Iterator[tuple[Operation, int]]:
         yield operation, runs
 
 
-def _collective(operation: Operation, count: int, domains: Sequence[int], devices: int) -> Collective | None:
+class _Place(NamedTuple):
+    """Where a program runs."""
+
+    devices: int
+    domains: Sequence[int]
+    torus: Torus | None
+
+    def meeting(self, attributes: str) -> tuple[int, int, float | None]:
+        """The devices of the largest groups; the domains that the widest one spreads over; the links that they have."""
+        groups = _groups(attributes, self.devices)
+        spread = max((len({self.domains[i] for i in group}) for group in groups), default=1) if self.domains else 1
+        largest = max(map(len, groups), default=1)
+        links = (self.torus.links(group) for group in groups if len(group) == largest) if self.torus else ()
+        most = 1.0 if "source_target_pairs" in attributes else math.inf  # one sends to one other, by one way
+        return largest, spread, min(most, max(links, default=0.0)) or None
+
+
+def _collective(operation: Operation, count: int, place: _Place) -> Collective | None:
     sizes = [int(array.bytes) for array in operation.arrays]
     if operation.kind == "send":
-        return _sent(operation, sizes[0], count, domains, devices)
+        return _sent(operation, sizes[0], count, place)
     kind = operation.kind.removesuffix("-start")
-    meeting, spread = _meeting(operation.attributes, domains, devices)
+    devices, spread, links = place.meeting(operation.attributes)
     whole = sum(sizes)
     if operation.kind != kind and (kind != "all-reduce" or operation.type.startswith("((")):
         inputs = len(operation.operands)  # the start of most holds its operands before its results
         whole = sum(sizes[inputs : 2 * inputs])
-    whole *= meeting if kind == "reduce-scatter" else 1
-    return Collective(kind, whole, meeting, count, operation.source, spread)
+    whole *= devices if kind == "reduce-scatter" else 1
+    return Collective(kind, whole, devices, count, operation.source, spread, links)
 
 
-def _sent(operation: Operation, size: int, count: int, domains: Sequence[int], devices: int) -> Collective:
+def _sent(operation: Operation, size: int, count: int, place: _Place) -> Collective:
     """What a program sends without a collective: over slices of TPUs, where a gather sends one part of the whole."""
     across = ACROSS.search(operation.attributes)
     if across is None:
-        meeting, spread = _meeting(operation.attributes, domains, devices)
-        return Collective("collective-permute", size, meeting, count, operation.source, spread)
+        devices, spread, links = place.meeting(operation.attributes)
+        return Collective("collective-permute", size, devices, count, operation.source, spread, links)
     kind, slices = across[2].lower().replace("_", "-"), len((across[1] or "0,0").split(","))
     kind = "collective-permute" if kind == "one-to-one" else kind
     if kind not in KINDS:
         raise UserError(f"an unknown collective: %{operation.name} = send {operation.attributes:.200}")
     return Collective(kind, size * (slices if kind == "all-gather" else 1), slices, count, operation.source, slices)
-
-
-def _meeting(attributes: str, domains: Sequence[int], devices: int) -> tuple[int, int]:
-    """The devices of the largest group, and the domains that the widest one spreads over."""
-    groups = _groups(attributes, devices)
-    spread = max((len({domains[i] for i in group}) for group in groups), default=1) if domains else 1
-    return max(map(len, groups), default=1), spread
 
 
 def _groups(attributes: str, devices: int) -> list[tuple[int, ...]]:

@@ -48,7 +48,7 @@ def describe(outcome: Compiled | TooLarge, asked: Target) -> Plain:
     memory_there = asked.memory_bytes
     parts = memory_of(outcome)
     done = work(outcome.program, visible_share(outcome.config))
-    met = collectives(outcome.program, outcome.domains)
+    met = collectives(outcome.program, outcome.domains, outcome.torus)
     needed = model_flops(outcome.config)
     prediction = predict(outcome.config, asked, done, met)
     return {

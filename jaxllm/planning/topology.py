@@ -12,9 +12,9 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm.config import UserError
 from jaxllm.planning.chips import CHIPS, Chip
@@ -66,15 +66,52 @@ class Target:
 
     @property
     def link_bandwidth(self) -> float:
-        """Bytes a second that one device sends to others of its slice or host, over all links.
+        """Bytes a second that one device sends to others of its slice or host, over all links."""
+        return self.bandwidth(self.links(self.devices // self.domains))
 
-        A side of length 1 has no links, and one whose ends are not joined carries half of what a ring does.
+    def bandwidth(self, links: float) -> float:
+        """Bytes a second that one device sends over so many links."""
+        return links * self.chip.link_bandwidth / self.chip.devices
+
+    def links(self, devices: int) -> float:
+        """Links over which each of a group of so many neighbours sends, laid along the longest sides first.
+
+        One each way along a side; a side of which the group has one chip has none. It is one alone where the ends are
+        not joined: on a part of a side, and on a side that is no ring.
         """
         if self.chip.platform != "tpu":
-            return self.chip.links * self.chip.link_bandwidth
-        sides = [side for side in self.shape if side > 1]
-        joined = sum(1.0 if side % self.chip.ring == 0 else 0.5 for side in sides)
-        return 2 * joined * self.chip.link_bandwidth / self.chip.devices
+            return self.chip.links
+        left, links = -(-devices // self.chip.devices), 0
+        for side in sorted(self.shape, reverse=True):
+            if left > 1 and side > 1:
+                links += 2 if left >= side and side % self.chip.ring == 0 else 1
+            left = -(-left // side)
+        return links
+
+
+class Torus(NamedTuple):
+    """Where the devices of a program lie in a slice of TPUs."""
+
+    coords: list[tuple[int, ...]]
+    """Of the chip of each device, in the order of the program."""
+    sides: tuple[int, ...]
+    """Chips along each side of the slice."""
+    ring: int
+    """As `Chip.ring`."""
+
+    def links(self, group: Iterable[int]) -> float:
+        """Links over which each device of a group sends, as `Target.links` counts them.
+
+        Devices that lie apart share the links between them with the groups that lie there.
+        """
+        links = 0.0
+        for along, side in zip(zip(*(self.coords[i] for i in group), strict=True), self.sides, strict=True):
+            places = set(along)
+            if len(places) > 1:
+                gap = (max(places) - min(places)) / (len(places) - 1)
+                is_closed = len(places) * gap == side and side % self.ring == 0
+                links += (2 if is_closed else 1) / gap
+        return links
 
 
 def target(name: str) -> Target:
@@ -220,3 +257,13 @@ def domains_of(mesh_devices: "list[jax.Device]", asked: Target) -> list[int]:
     if asked.chip.platform == "gpu":
         return [device.id // asked.shape[0] for device in mesh_devices]
     return [device.slice_index for device in mesh_devices]
+
+
+def torus_of(mesh_devices: "list[jax.Device]", asked: Target) -> Torus | None:
+    """Where the devices of a mesh lie, in its order: those of the first slice, whose program is compiled."""
+    if asked.chip.platform != "tpu":
+        return None
+    slices = domains_of(mesh_devices, asked) or [0] * len(mesh_devices)
+    first = [tuple(device.coords) for device, at in zip(mesh_devices, slices, strict=True) if at == slices[0]]
+    sides = tuple(max(along) + 1 for along in zip(*first, strict=True))
+    return Torus(first, sides, asked.chip.ring)

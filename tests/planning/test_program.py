@@ -14,6 +14,7 @@ from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, Transf
 from jaxllm.models.table import decoder_table
 from jaxllm.planning.compilation import abstract_batch
 from jaxllm.planning.program import Collective, collectives
+from jaxllm.planning.topology import Torus
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train.state import abstract_state
 from jaxllm.train.step import make_step
@@ -209,11 +210,9 @@ def test_one_device_sends_nothing():
     assert step(CONFIG, make_mesh(MeshConfig(), jax.devices()[:1])) == []
 
 
-def only(line: str, domains=()) -> list[Collective]:
-    return collectives(
-        f"HloModule m, num_partitions=8\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} {line}\n}}\n",
-        domains,
-    )
+def only(line: str, domains=(), torus=None) -> list[Collective]:
+    body = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} {line}\n}}\n"
+    return collectives(f"HloModule m, num_partitions=8\n\n{body}", domains, torus)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +239,16 @@ def test_pairs_that_cross_a_boundary_cross_the_slow_link():
     assert [c.domains for c in only(f"collective-permute(%p), {inside}", [0, 0, 1])] == [1]
     (found,) = only(f"collective-permute(%p), {across}", [0, 0, 1])
     assert (found.fast_traffic, found.slow_traffic) == (0.0, 32.0)
+
+
+def test_the_links_are_those_of_the_largest_groups():
+    torus = Torus([(0, i) for i in range(4)] + [(1, i) for i in range(4)], (2, 4), ring=4)
+    for groups, links in (("[2,4]<=[8]", 2), ("[4,2]<=[2,4]T(1,0)", 1), ("[1,8]<=[8]", 3)):
+        (found,) = only(f"all-reduce(%p), replica_groups={groups}", torus=torus)
+        assert found.links == links
+    (ring,) = only("collective-permute(%p), source_target_pairs={{4,7},{7,6},{6,5},{5,4}}", torus=torus)
+    (diagonal,) = only("collective-permute(%p), source_target_pairs={{0,5},{5,0}}", torus=torus)
+    assert ring.links == diagonal.links == 1
 
 
 def test_unknown_groups_are_refused():
