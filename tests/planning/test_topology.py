@@ -9,6 +9,7 @@ import pytest
 from jaxllm.config import UserError
 from jaxllm.planning import topology
 from jaxllm.planning.chips import CHIPS
+from jaxllm.planning.gpus import SPECS
 from jaxllm.planning.topology import CUBES, FLAT, Torus, devices, domains_of, prepare, target, torus_of
 
 
@@ -160,6 +161,12 @@ class Device:
 
     def __init__(self, place: int):
         self.id, self.slice_index, self.coords = place, place // 16, (place % 16, 0)
+
+
+def test_a_gpu_has_one_memory_of_which_jax_takes_three_quarters():
+    assert "device_memory_size: 84942979072\n" in SPECS["h100"]
+    assert "cuda_compute_capability { major: 9 }" in SPECS["h100"]
+    assert target("h100:8").memory_bytes == 0.75 * 84_942_979_072
 
 
 def test_devices_lie_in_slices_and_hosts():
