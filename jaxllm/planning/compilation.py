@@ -15,6 +15,7 @@ from jaxllm.planning.text import Program, parse
 from jaxllm.planning.topology import Target, Torus, devices, domains_of, torus_of
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH
+from jaxllm.train.fit import check_attention
 from jaxllm.train.state import State, abstract_state
 from jaxllm.train.step import Batch, make_step
 
@@ -94,11 +95,13 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     """The training step of `config`, compiled for the machine `asked`. Takes seconds to minutes, and no accelerator.
 
     Raises:
-        UserError: the mesh cannot be laid over the machine, or the TPU compiler fails.
+        UserError: the mesh cannot be laid over the machine, which cannot attend as `train.attention` says, or the TPU
+            compiler fails.
     """
     config = for_platform(config, asked.chip.platform)
     mesh = make_mesh(config.mesh, devices(asked))
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape))
+    check_attention(config, mesh)
     state = abstract_state(config, mesh)
     begin = time.monotonic()
     lowered = make_step(config, mesh).lower(state, abstract_batch(config, mesh))  # type: ignore[attr-defined]
