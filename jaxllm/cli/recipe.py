@@ -45,11 +45,11 @@ def load_run(argv: Sequence[str], prog: str) -> RunConfig:
 
 
 def load_run_with(
-    argv: Sequence[str], prog: str, own: Own, devices: Callable[[Own], int] | None = None
+    argv: Sequence[str], prog: str, own: Own, devices: Callable[[Own], int | None] | None = None
 ) -> tuple[RunConfig, Own]:
     """`load_run` for a command that has options of its own: the fields of the dataclass `own`, at their defaults.
 
-    The mesh is held against the number that `devices` gives, which is called with `own` once the options are read.
+    The mesh is held against the number that `devices` gives, if any: it is called with `own` once the options are read.
     """
     wants_help = argv and argv[0] in ("-h", "--help")
     config, wrong = (RunConfig(), {}) if wants_help else _base(argv, prog)

@@ -31,8 +31,11 @@ SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 CUBES = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
 """The most chips in a slice."""
 
-LIBTPU = "pip install 'jaxllm[plan]'"
-CUDA = "pip install 'jaxllm[cuda]'"
+MOST_CPU = 1024
+"""CPU devices, each of which takes threads of the one machine."""
+
+LIBTPU = "pip install -e '.[plan]'"
+CUDA = "pip install -e '.[cuda]'"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def target(name: str) -> Target:
         if domains < 1 or not _is_slice(kind, shape):
             raise wrong
         return Target(name, chip, kind, shape, domains)
-    if found[1] or 0 in shape or len(shape) > (2 if chip.platform == "gpu" else 1):
+    is_gpu = chip.platform == "gpu"
+    if found[1] or 0 in shape or len(shape) > (2 if is_gpu else 1) or (not is_gpu and shape[0] > MOST_CPU):
         raise wrong
     return Target(name, chip, kind, shape[-1:], math.prod(shape[:-1]))
 
@@ -150,7 +154,7 @@ def _is_slice(kind: str, shape: tuple[int, ...]) -> bool:
 def _of(kind: str) -> str:
     """The shapes that a chip comes in."""
     if kind == "cpu":
-        return "CPU devices are cpu:N, such as cpu:8"
+        return f"CPU devices are cpu:N, such as cpu:8, at most {MOST_CPU:,}"
     if CHIPS[kind].platform == "gpu":
         return f"{kind} comes as {kind}:GPUS of one host and {kind}:HOSTSxGPUS, such as {kind}:8 and {kind}:4x8"
     if kind not in CUBES:

@@ -137,9 +137,9 @@ def without(monkeypatch, *missing):
 
 def test_a_compiler_that_is_not_installed_is_told_with_the_line_that_installs_it(monkeypatch, environment):
     without(monkeypatch, "libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin")
-    with pytest.raises(UserError, match=r"v5e:4x4: compiling for TPUs needs .*pip install 'jaxllm\[plan\]'"):
+    with pytest.raises(UserError, match=r"v5e:4x4: compiling for TPUs needs .*pip install -e '\.\[plan\]'"):
         prepare(target("v5e:4x4"))
-    with pytest.raises(UserError, match=r"h100:8: compiling for GPUs needs .*pip install 'jaxllm\[cuda\]'"):
+    with pytest.raises(UserError, match=r"h100:8: compiling for GPUs needs .*pip install -e '\.\[cuda\]'"):
         prepare(target("h100:8"))
 
 
