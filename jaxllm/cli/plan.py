@@ -10,7 +10,7 @@ from jaxllm.config import UserError
 class Options:
     """For which machine, and how it is told."""
 
-    topology: str | None = None
+    topology: str = ""
     """The machine: v5e:16x16 (TPU slices), 2xv5e:16x16 (two of them), h100:8, h100:4x8 (hosts x GPUs), cpu:8."""
     search: bool = False
     """Try meshes, ZeRO stages, rows at once and remat policies, and rank them."""
@@ -32,16 +32,14 @@ def run(argv: list[str]) -> int:
         UserError: a recipe or topology that will not do, or a compiler that is not installed.
     """
     from jaxllm.cli.recipe import load_run_with
-
-    asked = _topology(argv)
-    searches = "--search" in argv
-    if asked is None:
-        config, options = load_run_with(argv, "jaxllm plan", Options())
-        raise UserError("--topology is missing: name a machine, such as v5e:16x16, 2xv5e:16x16, h100:8 or cpu:8")
     from jaxllm.planning.topology import prepare, target
 
-    machine = target(asked)
-    config, options = load_run_with(argv, "jaxllm plan", Options(), None if searches else lambda _: machine.devices)
+    config, options = load_run_with(argv, "jaxllm plan", Options(), _devices)
+    if not options.topology:
+        raise UserError("--topology is missing: name a machine, such as v5e:16x16, 2xv5e:16x16, h100:8 or cpu:8")
+    if options.tries < 1:
+        raise UserError(f"--tries {options.tries}: must be at least 1")
+    machine = target(options.topology)
     prepare(machine)  # before jax is imported
     if options.search:
         from jaxllm.planning.search import search, show_ranking
@@ -57,10 +55,8 @@ def run(argv: list[str]) -> int:
     return 1 if plan["fits"] is False else 0
 
 
-def _topology(argv: list[str]) -> str | None:
-    """The value of `--topology`, which is read before the options are: they are held against its devices."""
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        option, given, value = word.partition("=")
-        if option == "--topology":
-            return value if given else after
-    return None
+def _devices(options: Options) -> int | None:
+    """That the mesh is held against: a search makes its own."""
+    from jaxllm.planning.topology import target
+
+    return target(options.topology).devices if options.topology and not options.search else None

@@ -48,13 +48,13 @@ def load_run_with(
     argv: Sequence[str],
     prog: str,
     own: Own,
-    devices: Callable[[Own], int] | None = None,
+    devices: Callable[[Own], int | None] | None = None,
     waits: Callable[[Own], bool] = lambda own: False,
 ) -> tuple[RunConfig, Own]:
     """`load_run` for a command that has options of its own: the fields of the dataclass `own`, at their defaults.
 
-    The mesh is held against the number that `devices` gives, which is called with `own` once the options are read; but
-    where it `waits` for other processes, only for a run without other mistakes.
+    The mesh is held against the number that `devices` gives, if any: it is called with `own` once the options are read;
+    but where it `waits` for other processes, only for a run without other mistakes.
     """
     wants_help = argv and argv[0] in ("-h", "--help")
     config, wrong = (RunConfig(), {}) if wants_help else _base(argv, prog)

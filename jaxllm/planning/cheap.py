@@ -1,5 +1,6 @@
 """A closed-form guess at memory and time of a step, good enough to order candidates before any is compiled."""
 
+import math
 from typing import NamedTuple
 
 from jaxllm.config import GATED, RunConfig, TransformerConfig
@@ -74,15 +75,37 @@ def _seconds(config: RunConfig, asked: Target) -> float:
     flops = flops_per_token(model, config.data.sequence_length).total * (1 + RECOMPUTED[train.remat])
     computing = tokens * flops / mesh.tensor / (chip.peak_flops / chip.devices * chip.product_share)
     numbers = sum(p.size for p in decoder_table(model).values()) / mesh.tensor
-    fast = _sent(config.mesh.zero_stage, train.accumulate) * numbers if mesh.fsdp > 1 else 0.0
-    fast += 8 * NARROW * tokens * model.width * model.layers if mesh.tensor > 1 else 0.0
-    across = 2 * WIDE * numbers / mesh.fsdp if mesh.data > 1 else 0.0
-    slow = across if asked.domains > 1 else 0.0
-    fast += 0.0 if asked.domains > 1 else across
-    moved = numbers * (train.accumulate * MOVED + 5 * WIDE / (mesh.fsdp if config.mesh.zero_stage else 1))
+    moved = numbers * (train.accumulate * MOVED + 5 * WIDE / (mesh.fsdp if mesh.zero_stage else 1))
     computing = max(computing, moved / (chip.memory_bandwidth / chip.devices))
-    networks = fast / (asked.link_bandwidth or float("inf")) + slow / (chip.slow_bandwidth / chip.devices)
+    networks = _networks(config, asked, tokens, numbers)
     return max(computing, networks) + 0.25 * min(computing, networks)
+
+
+def _networks(config: RunConfig, asked: Target, tokens: float, numbers: float) -> float:
+    """Seconds that a device sends in a step, of so many `tokens` of its own and `numbers` of the parameters.
+
+    Slices or hosts lie along `data`, and what it does not divide of them along `fsdp` (`sharding/mesh.py`).
+    """
+    model, mesh = config.model, config.mesh
+    apart = math.gcd(mesh.data, asked.domains)
+    gathered = _sent(mesh.zero_stage, config.train.accumulate) * numbers
+    summed = 2 * WIDE * numbers / mesh.fsdp
+    activations = 8 * NARROW * tokens * model.width * model.layers
+    keys = NARROW * tokens * model.kv_heads * model.head_dim / mesh.tensor * model.layers
+    rings = (6 * mesh.sequence - 4) * keys if mesh.sequence > 1 else 0.0  # keys, values and their gradients
+    return (
+        _ring(gathered, mesh.fsdp, asked.domains // apart, asked)
+        + _ring(summed, mesh.data * mesh.sequence, apart, asked)
+        + _ring(activations, mesh.tensor, 1, asked)
+        + (rings / asked.bandwidth(1) if rings else 0.0)
+    )
+
+
+def _ring(sent: float, devices: int, domains: int, asked: Target) -> float:
+    """Seconds of collectives of so many devices, each of which would send `sent` bytes were they very many."""
+    fast, slow = sent * (1 - domains / devices), sent * (domains - 1) / devices
+    bandwidth = asked.bandwidth(asked.links(devices // domains)) or float("inf")
+    return fast / bandwidth + slow / (asked.chip.slow_bandwidth / asked.chip.devices)
 
 
 def _sent(stage: int, parts: int) -> float:

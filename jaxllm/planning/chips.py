@@ -105,7 +105,7 @@ CHIPS: dict[str, Chip] = {
     "h100": Chip(
         platform="gpu",
         peak_flops=989.4e12,
-        memory_bytes=80e9,
+        memory_bytes=84_942_979_072,
         memory_bandwidth=3.35e12,
         links=1,
         link_bandwidth=4.5e11,
@@ -134,7 +134,9 @@ jax-ml.github.io/scaling-book/tpus (v4 to v6e); tpu7x has 1,200 GB/s both ways o
 network cards of a host, shared by its chips (the same pages; v4 and v5p 2.5e10 bytes/s a host of 4, scaling-book).
 Sides that are joined into rings: 16 for v5e and v6e, cubes of 4 x 4 x 4 for the others (scaling-book). Clocks follow
 from the peak and the number of multipliers: 2 x 128 x 128 x 4 a core for v4, v5e and v5p, 2 x 256 x 256 x 4 for v6e and
-tpu7x. H100 SXM: NVIDIA's data sheet; NVLink 450 GB/s and one card of 400 Gbit/s for each GPU.
+tpu7x. H100 SXM: NVIDIA's data sheet; NVLink 450 GB/s and one card of 400 Gbit/s for each GPU. Its memory is what
+the driver has for programs, 79.1 GiB (`xla/backends/gpu/target_config/specs/`); nvidia-smi tells of 0.5 GiB more, which
+the driver keeps.
 
 `product_share` on TPU is the compiler's own estimate (libtpu 0.0.52, `estimated_cycles` at the clock above) for a
 product of 8192 x 8192 x 8192 against the peak. For H100, which was not measured, it is a round figure.

@@ -12,9 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.config import RunConfig, UserError
 from jaxllm.planning.text import Program, parse
-from jaxllm.planning.topology import Target, devices, domains_of
+from jaxllm.planning.topology import Target, Torus, devices, domains_of, torus_of
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH
+from jaxllm.train.fit import check_attention
 from jaxllm.train.state import State, abstract_state
 from jaxllm.train.step import Batch, make_step
 
@@ -47,6 +48,8 @@ class Compiled(NamedTuple):
     sizes: Sizes
     domains: list[int]
     """The slice or host of each device, in the order of the program; empty where there is one."""
+    torus: Torus | None
+    """Where the devices lie in a slice of TPUs."""
     lowering_seconds: float
     compile_seconds: float
 
@@ -92,11 +95,13 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     """The training step of `config`, compiled for the machine `asked`. Takes seconds to minutes, and no accelerator.
 
     Raises:
-        UserError: the mesh cannot be laid over the machine, or the TPU compiler fails.
+        UserError: the mesh cannot be laid over the machine, which cannot attend as `train.attention` says, or the TPU
+            compiler fails.
     """
     config = for_platform(config, asked.chip.platform)
     mesh = make_mesh(config.mesh, devices(asked))
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape))
+    check_attention(config, mesh)
     state = abstract_state(config, mesh)
     begin = time.monotonic()
     lowered = make_step(config, mesh).lower(state, abstract_batch(config, mesh))  # type: ignore[attr-defined]
@@ -110,9 +115,10 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
             raise
         raise UserError(f"{_failed(asked)}: {str(error).partition(chr(10))[0]}") from error
     end = time.monotonic()
-    domains = domains_of(list(mesh.devices.flat), asked)
+    laid = list(mesh.devices.flat)
+    domains, torus = domains_of(laid, asked), torus_of(laid, asked)
     sizes = _sizes(compiled.memory_analysis(), asked.chip.platform)
-    return Compiled(config, state, parse(compiled.as_text()), sizes, domains, middle - begin, end - middle)
+    return Compiled(config, state, parse(compiled.as_text()), sizes, domains, torus, middle - begin, end - middle)
 
 
 def _failed(asked: Target) -> str:

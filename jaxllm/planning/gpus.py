@@ -1,10 +1,12 @@
 """What XLA must know of a GPU to compile for it without one: `GpuTargetConfigProto` as text.
 
-The figures are those of XLA's own `xla/backends/gpu/target_config/specs/`.
+The figures are those of XLA's own `xla/backends/gpu/target_config/specs/`; the memory is that of `CHIPS`.
 """
 
-H100 = """
-gpu_device_info {
+from jaxllm.planning.chips import CHIPS
+
+H100 = f"""
+gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
@@ -18,14 +20,14 @@ gpu_device_info {
   memory_bandwidth: 3352320000000
   l2_cache_size: 52428800
   clock_rate_ghz: 1.98
-  device_memory_size: 84942979072
+  device_memory_size: {CHIPS["h100"].memory_bytes}
   shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 }
+  cuda_compute_capability {{ major: 9 }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
-}
+}}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 

@@ -18,7 +18,8 @@ def kernel_flops(operation: Operation, body: dict[str, Operation], visible: floa
     Args:
         operation: the call.
         body: the operations that its operands are among.
-        visible: the share of all pairs of a query and a key that attention sees; whole blocks make it a little more.
+        visible: the share of all pairs of a query and a key that attention sees; whole blocks make it a little more,
+            and cuDNN computes all where its own mask is not causal, as with documents, which are masked by a bias.
     """
     stated = re.search(r'"?cost_estimate"?:\s*\{[^}]*?"?flops"?:\s*"?(\d+)', operation.attributes)
     if stated:
@@ -28,6 +29,8 @@ def kernel_flops(operation: Operation, body: dict[str, Operation], visible: floa
         return 0
     queries, keys = _matrices(operation, body)[:2]
     rows, length = (-2, -2) if kind in ("fwd", "dq", "dkv", "fused") else (1, 1)  # cuDNN's are [B, T, N, H]
+    if kind.startswith("fmha") and not re.search(r'"mask_type":\s*"\w*CAUSAL', operation.attributes):
+        visible = 1.0
     block = re.search(r'\\"block_kv\w*\\": (\d+)', operation.attributes)
     share = min(1.0, visible + (int(block[1]) / (2 * queries.shape[rows]) if block else 0.0))
     return int(PRODUCTS[kind] * 2 * queries.size * keys.shape[length] * share)

@@ -63,7 +63,7 @@ def predict(config: RunConfig, asked: Target, work: Work, collectives: list[Coll
     parts = {
         "compute": work.flops / peak,
         "memory": work.memory_bytes / (chip.memory_bandwidth / chip.devices),
-        chip.fast: sum(c.fast_traffic for c in collectives) / (asked.link_bandwidth or float("inf")),
+        chip.fast: sum(c.fast_traffic / _bandwidth(c, asked) for c in collectives),
         chip.slow: sum(c.slow_traffic for c in collectives) / (chip.slow_bandwidth / chip.devices),
     }
     networks = parts[chip.fast] + parts[chip.slow]
@@ -74,6 +74,12 @@ def predict(config: RunConfig, asked: Target, work: Work, collectives: list[Coll
         parts["compiler"] = work.cycles / chip.clock
         alone = max(alone, parts["compiler"] + work.kernel_flops / peak / BUSY)
     return _prediction(config, asked, Range(fast, alone + networks), bound, parts)
+
+
+def _bandwidth(collective: Collective, asked: Target) -> float:
+    """Bytes a second that a device sends to others of its slice or host; on a chip without links it sends nothing."""
+    links = collective.links
+    return (asked.link_bandwidth if links is None else asked.bandwidth(links)) or float("inf")
 
 
 def _prediction(config: RunConfig, asked: Target, seconds: Range, bound: str, parts: dict[str, float]) -> Prediction:

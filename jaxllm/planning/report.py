@@ -13,6 +13,7 @@ from jaxllm.planning.predict import model_flops, predict, visible_share
 from jaxllm.planning.program import Collective, collectives
 from jaxllm.planning.topology import Target
 from jaxllm.planning.work import work
+from jaxllm.sharding.preflight import replicated
 
 Plain = dict[str, Any]
 
@@ -23,7 +24,7 @@ def describe(outcome: Compiled | TooLarge, asked: Target) -> Plain:
     `fits` is none where the memory of the machine is not known.
     """
     mesh = outcome.config.mesh
-    run = {
+    run: Plain = {
         "name": outcome.config.name,
         "topology": asked.name,
         "chips": asked.chips,
@@ -36,10 +37,12 @@ def describe(outcome: Compiled | TooLarge, asked: Target) -> Plain:
         "remat": outcome.config.train.remat,
         "compute_dtype": outcome.config.train.compute_dtype,
     }
+    warning = replicated(outcome.config, run["mesh"], asked.chip.platform)
     if isinstance(outcome, TooLarge):
         memory = {"needed": outcome.needed, "available": outcome.available}
         return {
             "run": run,
+            "warning": warning,
             "fits": False,
             "memory": memory,
             "largest": _plain(refused(outcome)),
@@ -48,11 +51,12 @@ def describe(outcome: Compiled | TooLarge, asked: Target) -> Plain:
     memory_there = asked.memory_bytes
     parts = memory_of(outcome)
     done = work(outcome.program, visible_share(outcome.config))
-    met = collectives(outcome.program, outcome.domains)
+    met = collectives(outcome.program, outcome.domains, outcome.torus)
     needed = model_flops(outcome.config)
     prediction = predict(outcome.config, asked, done, met)
     return {
         "run": run,
+        "warning": warning,
         "fits": parts.peak <= memory_there if memory_there else None,
         "memory": {**parts._asdict(), "available": memory_there or None},
         "largest": _plain(largest(outcome)),
@@ -109,6 +113,8 @@ def show(plan: Plain, console: Console | None = None) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if plan["warning"]:
+        out.print(f"warning: {plan['warning']}", highlight=False, markup=False, soft_wrap=True)
     out.print(_verdict(plan), highlight=False, soft_wrap=True)
     if "refused" not in plan:
         out.print(_memory(plan["memory"]))

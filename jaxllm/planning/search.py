@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from jaxllm.planning.cheap import SLACK, guess
 from jaxllm.planning.compilation import Compiled, TooLarge, compile_step, for_platform
 from jaxllm.planning.report import Plain, describe, size
 from jaxllm.planning.topology import Target
+from jaxllm.sharding.preflight import divisors, neighbours
 from jaxllm.validation import problems
 
 Compile = Callable[[RunConfig, Target], Compiled | TooLarge]
@@ -21,20 +23,29 @@ Describe = Callable[[Compiled | TooLarge, Target], Plain]
 TENSOR = 8
 """The widest tensor axis that is tried."""
 
+LONG = 32_768
+"""Tokens of a row from which on it is also cut along `sequence`: one row alone fills a device then."""
+
+PIECE = 256
+"""The fewest tokens of a row that a device is left with: two parts of 128, which are a tile of the TPU."""
+
 
 def candidates(config: RunConfig, asked: Target) -> Iterator[RunConfig]:
     """Every variant that holds together on the machine. The batch of a step stays: rows at once follow `accumulate`."""
-    policies = _choices(TrainConfig, "remat")
-    stages = _choices(MeshConfig, "zero_stage")
-    for mesh in _meshes(config.mesh, asked):
-        for parts in _divisors(config.train.batch_size):
-            for policy in policies:
-                for stage in stages if mesh.fsdp > 1 else [mesh.zero_stage]:
-                    cut = dataclasses.replace(mesh, zero_stage=stage)
-                    train = dataclasses.replace(config.train, accumulate=parts, remat=policy)
-                    variant = dataclasses.replace(config, mesh=cut, train=train)
-                    if not any(problems(variant, asked.devices)):
-                        yield variant
+    policies, stages = _choices(TrainConfig, "remat"), _choices(MeshConfig, "zero_stage")
+    batch = config.train.batch_size
+    for mesh in _meshes(config, asked):
+        at_least = mesh.data * mesh.fsdp
+        for parts in divisors(batch // at_least) if batch % at_least == 0 else ():
+            train = dataclasses.replace(config.train, accumulate=parts)
+            if problems(dataclasses.replace(config, mesh=mesh, train=train), asked.devices):
+                continue  # for any policy and stage
+            for policy, stage in product(policies, stages if mesh.fsdp > 1 else [mesh.zero_stage]):
+                yield dataclasses.replace(
+                    config,
+                    mesh=dataclasses.replace(mesh, zero_stage=stage),
+                    train=dataclasses.replace(train, remat=policy),
+                )
 
 
 def search(
@@ -44,11 +55,11 @@ def search(
 
     Returns:
         `{"tried", "too_large", "not_compiled", "failed", "ranked": [plan of `describe` with "guess", ...]}`, fitting
-        ones first, then by the slower end of the predicted time, or on CPU by the guess at memory. `failed` tells of
-        variants that could not be traced or compiled.
+        ones first, then by the slower end of the predicted time, or on CPU by the memory. `failed` tells of variants
+        that could not be traced or compiled.
 
     Raises:
-        UserError: nothing holds together on the machine, or nothing can fit.
+        UserError: nothing holds together on the machine, nothing can fit, or nothing compiles.
     """
     config = for_platform(config, asked.chip.platform)
     guessed = [(variant, guess(variant, asked)) for variant in candidates(config, asked)]
@@ -73,6 +84,8 @@ def search(
             plans.append({**describe(compile(variant, asked), asked), "guess": cheap._asdict()})
         except Exception as error:  # one variant must not lose the minutes that went into the others
             failed.append(f"{_short(variant)}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    if failed and not plans:
+        raise UserError(f"--search: nothing that was tried compiles: {failed[0]}")
     plans.sort(key=_rank)
     return {
         "topology": asked.name,
@@ -92,7 +105,9 @@ def _short(config: RunConfig) -> str:
 
 def _rank(plan: Plain) -> tuple[bool, float]:
     prediction = plan.get("prediction")
-    return plan["fits"] is False, prediction["seconds"][1] if prediction else plan["guess"]["bytes"]
+    if prediction:
+        return plan["fits"] is False, prediction["seconds"][1]
+    return plan["fits"] is False, plan["memory"].get("peak", plan["guess"]["bytes"])
 
 
 def _choices(cls: type, field: str) -> tuple[Any, ...]:
@@ -100,18 +115,33 @@ def _choices(cls: type, field: str) -> tuple[Any, ...]:
     return typing.get_args(typing.get_type_hints(cls)[field])
 
 
-def _meshes(mesh: MeshConfig, asked: Target) -> Iterator[MeshConfig]:
-    """All ways to cut the devices; replicas and fsdp are laid over slices or hosts; `tensor` stays within one."""
-    within = asked.devices // asked.domains // mesh.sequence
-    for tensor in (n for n in _divisors(min(TENSOR, within)) if within % n == 0):
-        rows = asked.devices // mesh.sequence // tensor
-        for data in _divisors(rows):
-            if data % asked.domains == 0:
-                yield dataclasses.replace(mesh, data=data, fsdp=rows // data, tensor=tensor)
+def _meshes(config: RunConfig, asked: Target) -> Iterator[MeshConfig]:
+    """All ways to cut the devices; replicas and fsdp may lie over slices or hosts, the others stay within one."""
+    within = asked.devices // asked.domains
+    for sequence in _sequences(config, asked):
+        for tensor in (n for n in divisors(within // sequence) if n <= TENSOR):
+            rows = asked.devices // sequence // tensor
+            for data in divisors(rows):
+                yield dataclasses.replace(config.mesh, data=data, fsdp=rows // data, sequence=sequence, tensor=tensor)
 
 
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+def _sequences(config: RunConfig, asked: Target) -> list[int]:
+    """Parts that rows are cut into: as the recipe says, and all that do where rows are `LONG` or too few.
+
+    Raises:
+        UserError: no slice or host can be cut as the recipe says.
+    """
+    own, length, within = config.mesh.sequence, config.data.sequence_length, asked.devices // asked.domains
+    if own != -1 and within % own:
+        raise UserError(
+            f"--search: mesh.sequence = {own} does not divide the {within} devices of one slice or host of "
+            f"{asked.name}; {neighbours(divisors(within), own)} would do"
+        )
+    tried = {1 if own == -1 else own}
+    is_open = own == -1 or length >= LONG or config.train.batch_size < asked.devices
+    if is_open and config.train.attention in ("auto", "xla"):  # no kernel attends in a ring
+        tried |= {n for n in divisors(within) if length % (2 * n) == 0 and length // n >= PIECE}
+    return sorted(tried)
 
 
 def show_ranking(ranking: Plain, console: Console | None = None) -> None:

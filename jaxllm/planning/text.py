@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from jaxllm.config import UserError
+
 COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\) -> .*\{$")
 OPERATION = re.compile(r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.-]+) = (?P<type>.*?) (?P<kind>[a-z][\w-]*)\((?P<rest>.*)$")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
@@ -93,6 +95,8 @@ class Program(NamedTuple):
     """How often each computation runs in one run of the program."""
     fused: frozenset[str]
     """Computations that are the body of one operation, whose inner results lie in no memory of their own."""
+    devices: int
+    """That run it together."""
 
     def operations(self) -> Iterator[tuple[str, Operation, int]]:
         """Each operation that runs: its computation, itself, and how often."""
@@ -123,8 +127,10 @@ def arrays(text: str) -> tuple[Array, ...]:
 def parse(text: str) -> Program:
     """Takes the text of a compiled program apart.
 
+    All branches of a conditional count as run, of which one is: the training step has none.
+
     Raises:
-        ValueError: the trip count of a loop is not known.
+        UserError: the trip count of a loop is not known.
     """
     computations: dict[str, dict[str, Operation]] = {}
     body: dict[str, Operation] = {}
@@ -149,7 +155,7 @@ def parse(text: str) -> Program:
 
     visit(entry, 1)
     within = [callee for o in _all(computations.values()) if o.kind not in LOUD for callee in called(o)]
-    return Program(computations, entry, runs, frozenset(within))
+    return Program(computations, entry, runs, frozenset(within), _devices(text))
 
 
 LOUD = ("while", "conditional", "call")
@@ -162,6 +168,12 @@ def called(operation: Operation) -> Iterator[str]:
         yield from CALLED.findall(operation.attributes)
         for names in BRANCHES.findall(operation.attributes):
             yield from (name.strip().lstrip("%") for name in names.split(","))
+
+
+def _devices(text: str) -> int:
+    """The partitions and replicas that the first line of a program tells of, where they are more than one."""
+    head = text.partition("\n")[0]
+    return math.prod(int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head))
 
 
 def _all(bodies: Iterable[dict[str, Operation]]) -> Iterator[Operation]:
@@ -187,39 +199,81 @@ def _closed(rest: str) -> tuple[str, str]:
     return rest, ""
 
 
+TURNED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE", "NE": "NE"}
+"""Comparisons, and what they are with their operands exchanged."""
+
+
 def _trips(operation: Operation, body: dict[str, Operation], computations: dict[str, dict[str, Operation]]) -> int:
     """How often one run of this operation, which stands in `body`, runs what it calls.
 
-    XLA on CPU and GPU writes the trip count of a loop down. On TPU it is the constant below which the counter must be,
-    less the constant that it starts at: 0 in a scan, and 1 where the compiler took the first turn out of the loop.
+    XLA on CPU and GPU writes the trip count of a loop down. On TPU it follows from the constant that the counter is
+    held against, from its step, and from the constant that it starts at: 0 in a scan, and 1 where the compiler took
+    the first turn out of the loop.
     """
     if operation.kind != "while":
         return 1
     if trips := TRIPS.search(operation.attributes):
         return int(trips[1])
-    name = re.search(r"condition=%?([\w.-]+)", operation.attributes)
-    condition = computations[name[1]] if name else {}
+    named = dict(re.findall(r"(condition|body)=%?([\w.-]+)", operation.attributes))
+    condition, turn = (computations.get(named.get(name, ""), {}) for name in ("condition", "body"))
     for compare in condition.values():
-        if compare.is_root and compare.kind == "compare" and "direction=LT" in compare.attributes:
-            bound = _constant(compare.operands[1], condition)
-            if bound is not None:
-                return bound - _start(operation, condition.get(compare.operands[0]), body)
-    raise ValueError(f"a loop whose trip count is not known: %{operation.name} = {operation.attributes.strip():.300}")
+        if compare.is_root and compare.kind == "compare":
+            direction = re.findall(r"direction=(\w+)", compare.attributes)[0]
+            counter, bound = compare.operands
+            if _constant(bound, condition) is None:
+                counter, bound, direction = bound, counter, TURNED.get(direction, direction)
+            end, place = _constant(bound, condition), _place(counter, condition)
+            turns = None if end is None else _turns(direction, end - _start(operation, place, body), _step(turn, place))
+            if turns is not None:
+                return turns
+    raise UserError(f"a loop whose trip count is not known: %{operation.name} = {operation.attributes.strip():.300}")
 
 
-def _start(loop: Operation, counter: Operation | None, body: dict[str, Operation]) -> int:
+def _turns(direction: str, distance: int, step: int) -> int | None:
+    """How often a counter that begins `distance` before its bound can take `step` and hold; none is not known."""
+    if step < 0:
+        direction, distance, step = TURNED.get(direction, direction), -distance, -step
+    if direction == "LT" or (direction == "NE" and step and distance % step == 0):
+        return max(0, -(-distance // step)) if step else None
+    return max(0, distance // step + 1) if direction == "LE" and step else None
+
+
+def _place(counter: str, condition: dict[str, Operation]) -> int | None:
+    """Where in the state of a loop its counter is."""
+    operation = _made(counter, condition)
+    index = operation and re.search(r"index=(\d+)", operation.attributes)
+    return int(index[1]) if index else None
+
+
+def _start(loop: Operation, place: int | None, body: dict[str, Operation]) -> int:
     """The constant that the counter of a loop begins at; 0 where the text does not tell."""
-    index = counter and re.search(r"index=(\d+)", counter.attributes)
     state = body.get(loop.operands[0]) if loop.operands else None
-    if not index or state is None or state.kind != "tuple":
+    if place is None or state is None or state.kind != "tuple":
         return 0
-    return _constant(state.operands[int(index[1])], body) or 0
+    return _constant(state.operands[place], body) or 0
+
+
+def _step(turn: dict[str, Operation], place: int | None) -> int:
+    """The constant that one turn of a loop adds to its counter; 1 where the text does not tell."""
+    root = next((operation for operation in turn.values() if operation.is_root), None)
+    if place is None or root is None or root.kind != "tuple":
+        return 1
+    added = _made(root.operands[place], turn)
+    if added is None or added.kind != "add":
+        return 1
+    return next((n for n in (_constant(name, turn) for name in added.operands) if n is not None), 1)
 
 
 def _constant(name: str, body: dict[str, Operation]) -> int | None:
-    """The number that an operation is, copies looked through."""
+    """The number that an operation is."""
+    operation = _made(name, body)
+    number = re.match(r"\((-?\d+)\)", operation.attributes) if operation and operation.kind == "constant" else None
+    return int(number[1]) if number else None
+
+
+def _made(name: str, body: dict[str, Operation]) -> Operation | None:
+    """The operation of that name, copies looked through."""
     operation = body.get(name)
     while operation is not None and operation.kind in ("copy", "bitcast", "copy-done", "copy-start"):
         operation = body.get(operation.operands[0])
-    number = re.match(r"\((\d+)\)", operation.attributes) if operation and operation.kind == "constant" else None
-    return int(number[1]) if number else None
+    return operation

@@ -12,9 +12,9 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm.config import UserError
 from jaxllm.planning.chips import CHIPS, Chip
@@ -31,8 +31,11 @@ SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 CUBES = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
 """The most chips in a slice."""
 
-LIBTPU = "pip install 'jaxllm[plan]'"
-CUDA = "pip install 'jaxllm[cuda]'"
+MOST_CPU = 1024
+"""CPU devices, each of which takes threads of the one machine."""
+
+LIBTPU = "pip install -e '.[plan]'"
+CUDA = "pip install -e '.[cuda]'"
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,52 @@ class Target:
 
     @property
     def link_bandwidth(self) -> float:
-        """Bytes a second that one device sends to others of its slice or host, over all links.
+        """Bytes a second that one device sends to others of its slice or host, over all links."""
+        return self.bandwidth(self.links(self.devices // self.domains))
 
-        A side of length 1 has no links, and one whose ends are not joined carries half of what a ring does.
+    def bandwidth(self, links: float) -> float:
+        """Bytes a second that one device sends over so many links."""
+        return links * self.chip.link_bandwidth / self.chip.devices
+
+    def links(self, devices: int) -> float:
+        """Links over which each of a group of so many neighbours sends, laid along the longest sides first.
+
+        One each way along a side; a side of which the group has one chip has none. It is one alone where the ends are
+        not joined: on a part of a side, and on a side that is no ring.
         """
         if self.chip.platform != "tpu":
-            return self.chip.links * self.chip.link_bandwidth
-        sides = [side for side in self.shape if side > 1]
-        joined = sum(1.0 if side % self.chip.ring == 0 else 0.5 for side in sides)
-        return 2 * joined * self.chip.link_bandwidth / self.chip.devices
+            return self.chip.links
+        left, links = -(-devices // self.chip.devices), 0
+        for side in sorted(self.shape, reverse=True):
+            if left > 1 and side > 1:
+                links += 2 if left >= side and side % self.chip.ring == 0 else 1
+            left = -(-left // side)
+        return links
+
+
+class Torus(NamedTuple):
+    """Where the devices of a program lie in a slice of TPUs."""
+
+    coords: list[tuple[int, ...]]
+    """Of the chip of each device, in the order of the program."""
+    sides: tuple[int, ...]
+    """Chips along each side of the slice."""
+    ring: int
+    """As `Chip.ring`."""
+
+    def links(self, group: Iterable[int]) -> float:
+        """Links over which each device of a group sends, as `Target.links` counts them.
+
+        Devices that lie apart share the links between them with the groups that lie there.
+        """
+        links = 0.0
+        for along, side in zip(zip(*(self.coords[i] for i in group), strict=True), self.sides, strict=True):
+            places = set(along)
+            if len(places) > 1:
+                gap = (max(places) - min(places)) / (len(places) - 1)
+                is_closed = len(places) * gap == side and side % self.ring == 0
+                links += (2 if is_closed else 1) / gap
+        return links
 
 
 def target(name: str) -> Target:
@@ -97,7 +137,8 @@ def target(name: str) -> Target:
         if domains < 1 or not _is_slice(kind, shape):
             raise wrong
         return Target(name, chip, kind, shape, domains)
-    if found[1] or 0 in shape or len(shape) > (2 if chip.platform == "gpu" else 1):
+    is_gpu = chip.platform == "gpu"
+    if found[1] or 0 in shape or len(shape) > (2 if is_gpu else 1) or (not is_gpu and shape[0] > MOST_CPU):
         raise wrong
     return Target(name, chip, kind, shape[-1:], math.prod(shape[:-1]))
 
@@ -113,7 +154,7 @@ def _is_slice(kind: str, shape: tuple[int, ...]) -> bool:
 def _of(kind: str) -> str:
     """The shapes that a chip comes in."""
     if kind == "cpu":
-        return "CPU devices are cpu:N, such as cpu:8"
+        return f"CPU devices are cpu:N, such as cpu:8, at most {MOST_CPU:,}"
     if CHIPS[kind].platform == "gpu":
         return f"{kind} comes as {kind}:GPUS of one host and {kind}:HOSTSxGPUS, such as {kind}:8 and {kind}:4x8"
     if kind not in CUBES:
@@ -220,3 +261,13 @@ def domains_of(mesh_devices: "list[jax.Device]", asked: Target) -> list[int]:
     if asked.chip.platform == "gpu":
         return [device.id // asked.shape[0] for device in mesh_devices]
     return [device.slice_index for device in mesh_devices]
+
+
+def torus_of(mesh_devices: "list[jax.Device]", asked: Target) -> Torus | None:
+    """Where the devices of a mesh lie, in its order: those of the first slice, whose program is compiled."""
+    if asked.chip.platform != "tpu":
+        return None
+    slices = domains_of(mesh_devices, asked) or [0] * len(mesh_devices)
+    first = [tuple(device.coords) for device, at in zip(mesh_devices, slices, strict=True) if at == slices[0]]
+    sides = tuple(max(along) + 1 for along in zip(*first, strict=True))
+    return Torus(first, sides, asked.chip.ring)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jaxllm.planning.kernels import kernel_flops
@@ -71,11 +71,11 @@ def product_flops(operation: Operation, body: dict[str, Operation]) -> int:
     batch = left.shape[inputs.index("b")] // (int(groups[1]) if groups else 1)
     features = right.shape[kernel.index("i")] * right.shape[kernel.index("o")]
     window = _window(operation.attributes)
-    meets = 1
+    met = 1
     for i, dimension in enumerate(sorted(label for label in inputs if label.isdigit())):
         sizes = [x.shape[where.index(dimension)] for x, where in ((left, inputs), (right, kernel), (out, outputs))]
-        meets *= _meets(sizes, {name: values[i] for name, values in window.items() if i < len(values)})
-    return 2 * batch * features * meets
+        met *= meets(sizes, {name: values[i] for name, values in window.items() if i < len(values)})
+    return 2 * batch * features * met
 
 
 def _window(attributes: str) -> dict[str, list[str]]:
@@ -85,21 +85,23 @@ def _window(attributes: str) -> dict[str, list[str]]:
     return {name: re.split(r"x", values) for name, values in fields}
 
 
-def _meets(sizes: list[int], window: dict[str, str]) -> int:
+def meets(sizes: Sequence[int], window: dict[str, str]) -> int:
     """Pairs of an output place and a kernel element that read a number of the input, along one dimension.
 
-    `sizes` are those of input, kernel and output.
+    `sizes` are those of input, kernel and output, `window` what XLA writes of the dimension.
     """
     size, kernel, out = sizes
-    stride, low = int(window.get("stride", 1)), int(window.get("pad", "0_0").split("_")[0])
+    stride, low = int(window.get("stride", 1)), int(window.get("pad", "0_0").rpartition("_")[0])
     dilate, spread = int(window.get("lhs_dilate", 1)), int(window.get("rhs_dilate", 1))
-    if kernel == 1 and stride == 1 and dilate == 1 and low == 0:
-        return out
-    last = (size - 1) * dilate
+    common = math.gcd(stride, dilate)
+    every = dilate // common  # of the places that read a number, the next one is so far away
     count = 0
-    for element in range(kernel):
-        places = (place * stride + element * spread - low for place in range(out))
-        count += sum(1 for at in places if 0 <= at <= last and at % dilate == 0)
+    for begin in (element * spread - low for element in range(kernel)):  # of the place 0
+        if begin % common == 0:
+            first, last = max(0, -(begin // stride)), min(out - 1, ((size - 1) * dilate - begin) // stride)
+            phase = -begin // common * pow(stride // common, -1, every) % every
+            first += (phase - first) % every
+            count += max(0, (last - first) // every + 1)
     return count
 
 

@@ -56,7 +56,16 @@ def test_the_help_tells_the_notation_of_topologies(capsys):
     ("argv", "message"),
     [
         ([QUICKSTART], "--topology is missing: name a machine, such as v5e:16x16"),
-        ([QUICKSTART, "--topology"], "--topology : there is no chip ''"),
+        ([QUICKSTART, "--topology="], "--topology is missing: name a machine, such as v5e:16x16"),
+        ([QUICKSTART, "--topology"], "--topology: expected a text, and nothing follows"),
+        ([QUICKSTART, "--topology", "--search"], "--topology: expected a text, and nothing follows"),
+        (
+            [QUICKSTART, "--topology", "v5e:2x2", "--topology", "cpu:7"],
+            "accumulate = 1 parts must be a multiple of mesh",
+        ),
+        ([QUICKSTART, "--topology", "cpu:100000"], "no such cpu. CPU devices are cpu:N, such as cpu:8, at most 1,024"),
+        ([QUICKSTART, "--topology", "cpu:2", "--search", "--tries", "0"], "--tries 0: must be at least 1"),
+        ([QUICKSTART, "--topology", "cpu:2", "--search", "--tries=-1"], "--tries -1: must be at least 1"),
         ([QUICKSTART, "--topology=v5e:3x3"], "--topology v5e:3x3: there is no such v5e. Slices of v5e are 1x1, 2x2"),
         ([QUICKSTART, "--topology", "cpu:7"], "train.batch_size = 16: each of the train.accumulate = 1 parts"),
         ([SCALE, "--topology", "v5e:16x16", "--mesh.fsdp", "100"], "makes 100 devices, and there are 256"),
@@ -78,7 +87,16 @@ def test_a_compiler_that_is_missing_is_one_message_and_status_two(topology, monk
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "pip install 'jaxllm[" in err
+    assert "pip install -e '.[" in err
+
+
+@pytest.mark.parametrize("search", [[], ["--search", "--tries", "1"]])
+def test_attention_that_the_machine_cannot_compute_is_one_message(search):
+    ran = planned(QUICKSTART, "--topology", "cpu:2", *SMALL, "--train.attention", "cudnn", *search)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: ")
+    assert "train.attention = 'cudnn': cuDNN runs on GPU, and this is cpu; 'auto' or 'xla' would do" in ran.stderr
+    assert ran.stderr.count("\n") == 1
 
 
 def test_a_plan_that_does_not_fit_is_status_one(monkeypatch, capsys):

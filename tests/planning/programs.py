@@ -32,7 +32,7 @@ ENTRY %main (p: bf16[1,64,8], q: bf16[2,8,4]) -> bf16[1,1024,8] {
 """
 """A gather that runs beside a product: it is written in its start, in the product and in its end."""
 
-TWO_SLICES = """HloModule m, is_scheduled=true, num_partitions=16
+TWO_SLICES = """HloModule m, is_scheduled=true, num_partitions=8
 
 %body (p: (s32[], f32[512,8])) -> (s32[], f32[512,8]) {
   %p = (s32[]{:T(128)}, f32[512,8]{1,0:T(8,128)}) parameter(0)
@@ -67,6 +67,48 @@ ENTRY %main (y: f32[512,8]) -> (s32[], f32[512,8]) {
 }
 """
 """A loop without its first turn, which scatters twice on one channel and sums over two slices of 8 chips."""
+
+GATHER_OVER_SLICES = """HloModule m, is_scheduled=true, num_partitions=8
+
+ENTRY %main (x: f32[1,32,4,64]) -> f32[2,32,4,64] {
+  %x = f32[1,32,4,64]{3,1,2,0:T(8,128)} parameter(0)
+  %after-all.50 = token[] after-all()
+  %send.50 = (f32[1,32,4,64]{3,1,2,0:T(8,128)}, u32[]{:S(2)}, token[]) send(%x, %after-all.50), channel_id=10, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-gather.86_0",_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_GATHER",is_spmd_generated="true"}
+  %recv.50 = (f32[2,32,4,64]{3,1,2,0:T(8,128)}, u32[]{:S(2)}, token[]) recv(%after-all.50), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-gather.86_0",_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_GATHER",is_spmd_generated="true"}
+  %send-done.50 = token[] send-done(%send.50), channel_id=10, is_host_transfer=true
+  %recv-done.50 = (f32[2,32,4,64]{3,1,2,0:T(8,128)}, token[]) recv-done(%recv.50), channel_id=9, is_host_transfer=true
+  ROOT %whole = f32[2,32,4,64]{3,1,2,0:T(8,128)} get-tuple-element(%recv-done.50), index=0
+}
+"""
+"""A gather over two slices of 8 chips: each sends its part, and receives the whole."""
+
+LOOP = """HloModule m
+
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %i.copy = s32[] copy(%i)
+  %step = s32[] constant(STEP)
+  %j = s32[] add(%i.copy, %step)
+  %x = f32[8,8]{1,0} get-tuple-element(%p), index=1
+  ROOT %t = (s32[], f32[8,8]{1,0}) tuple(%j, %x)
+}
+
+%condition (p.1: (s32[], f32[8,8])) -> pred[] {
+  %bound = s32[] constant(8)
+  %p.1 = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  ROOT %holds = pred[] compare(OPERANDS), direction=DIRECTION
+}
+
+ENTRY %main (y: f32[8,8]) -> (s32[], f32[8,8]) {
+  %y = f32[8,8]{1,0} parameter(0)
+  %start = s32[] constant(START)
+  %state = (s32[], f32[8,8]{1,0}) tuple(%start, %y)
+  ROOT %loop = (s32[], f32[8,8]{1,0}) while(%state), condition=%condition, body=%body
+}
+"""
+"""A loop as TPU writes it, whose words in capitals are to be filled in."""
 
 BATCHED_PRODUCT = """HloModule m
 

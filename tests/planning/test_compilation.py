@@ -121,6 +121,13 @@ def test_a_compiler_that_fails_is_told_with_the_versions(config, failing):
         compile_step(config, target("cpu:8"))
 
 
+def test_attention_that_the_target_cannot_compute_is_refused_before_it_is_traced(config, failing):
+    failing("reached the compiler")
+    run = dataclasses.replace(config, train=dataclasses.replace(config.train, attention="cudnn"))
+    with pytest.raises(UserError, match=r"train.attention = 'cudnn': cuDNN runs on GPU, and this is cpu"):
+        compile_step(run, target("v5e:2x4"))
+
+
 def test_a_step_that_the_compiler_finds_too_large_is_an_outcome(config, failing):
     failing(EARLY)
     outcome = compile_step(config, target("v5e:2x4"))

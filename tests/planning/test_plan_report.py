@@ -1,16 +1,20 @@
 """What is told of a plan, as values and as text."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 from rich.console import Console
 
+from jaxllm.config import MeshConfig
+from jaxllm.models.presets import LLAMA2_7B
 from jaxllm.models.summary import flops_per_token
 from jaxllm.planning.compilation import TooLarge
 from jaxllm.planning.program import collectives
 from jaxllm.planning.report import describe, show, size
 from jaxllm.planning.topology import target
+from jaxllm.sharding.preflight import replicated
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,15 @@ def test_a_refused_step_tells_why_and_shows_what_is_largest(compiled):
     assert "does not fit: 20.00 GiB of 15.75 GiB" in out
     assert "params/layers/mlp/up/kernel" in out
     assert message in out
+
+
+def test_what_stays_whole_on_each_device_is_a_warning(plan, compiled, config):
+    assert plan["warning"] is None
+    assert "warning" not in text(plan)
+    whole = dataclasses.replace(config, model=LLAMA2_7B, mesh=MeshConfig(data=8))
+    warned = describe(TooLarge(whole, compiled.state, None, None, [], ""), target("v5e:2x4"))
+    assert warned["warning"] == replicated(whole, {"data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}, "cpu")
+    assert f"warning: {warned['warning']}" in text(warned)
 
 
 def test_a_step_without_collectives_says_so(compiled):

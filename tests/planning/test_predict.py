@@ -43,6 +43,12 @@ def test_each_network_is_named_and_added_at_the_slow_end(config):
     assert found.seconds.high == pytest.approx(1 / BUSY + 7)
 
 
+def test_a_collective_takes_the_links_of_its_group(config):
+    link = V5E.chip.link_bandwidth
+    found = predict(config, V5E, NOTHING, [Collective("all-gather", int(2 * link), 2, 1, "", links=n) for n in (1, 4)])
+    assert found.parts["ICI"] == pytest.approx(1 + 1 / 4)
+
+
 def test_the_compilers_own_estimate_can_only_lengthen_the_slow_end(config):
     clock = V5E.chip.clock
     short = predict(config, V5E, Work(int(PEAK), 0, 0, int(0.5 * clock)), [])

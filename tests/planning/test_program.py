@@ -10,14 +10,15 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig
+from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig, UserError
 from jaxllm.models.table import decoder_table
 from jaxllm.planning.compilation import abstract_batch
 from jaxllm.planning.program import Collective, collectives
+from jaxllm.planning.topology import Torus
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train.state import abstract_state
 from jaxllm.train.step import make_step
-from tests.planning.programs import ASYNC_GATHER, TWO_SLICES
+from tests.planning.programs import ASYNC_GATHER, GATHER_OVER_SLICES, TWO_SLICES
 
 MODEL = TransformerConfig(
     vocab_size=64, width=32, layers=4, heads=8, kv_heads=4, head_dim=8, ffn=48, max_positions=64, tied_embeddings=False
@@ -78,8 +79,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 }
 """
     assert collectives(program) == [Collective("all-reduce", bytes=48, devices=4, count=12, source="")]
-    with pytest.raises(ValueError, match="a loop whose trip count is not known: %while"):
-        collectives(program.replace("direction=LT", "direction=NE"))
+    with pytest.raises(UserError, match="a loop whose trip count is not known: %while"):
+        collectives(program.replace("direction=LT", "direction=EQ"))
 
 
 def compiled(config: RunConfig, mesh: Mesh) -> Any:
@@ -209,8 +210,9 @@ def test_one_device_sends_nothing():
     assert step(CONFIG, make_mesh(MeshConfig(), jax.devices()[:1])) == []
 
 
-def only(line: str, domains=()) -> list[Collective]:
-    return collectives(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} {line}\n}}\n", domains)
+def only(line: str, domains=(), torus=None) -> list[Collective]:
+    body = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} {line}\n}}\n"
+    return collectives(f"HloModule m, num_partitions=8\n\n{body}", domains, torus)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +241,36 @@ def test_pairs_that_cross_a_boundary_cross_the_slow_link():
     assert (found.fast_traffic, found.slow_traffic) == (0.0, 32.0)
 
 
+def test_the_links_are_those_of_the_largest_groups():
+    torus = Torus([(0, i) for i in range(4)] + [(1, i) for i in range(4)], (2, 4), ring=4)
+    for groups, links in (("[2,4]<=[8]", 2), ("[4,2]<=[2,4]T(1,0)", 1), ("[1,8]<=[8]", 3)):
+        (found,) = only(f"all-reduce(%p), replica_groups={groups}", torus=torus)
+        assert found.links == links
+    (ring,) = only("collective-permute(%p), source_target_pairs={{4,7},{7,6},{6,5},{5,4}}", torus=torus)
+    (diagonal,) = only("collective-permute(%p), source_target_pairs={{0,5},{5,0}}", torus=torus)
+    assert ring.links == diagonal.links == 1
+
+
 def test_unknown_groups_are_refused():
-    with pytest.raises(ValueError, match="unknown groups of devices"):
+    with pytest.raises(UserError, match="unknown groups of devices"):
         only("all-reduce(%p), replica_groups=later")
+
+
+@pytest.mark.parametrize(("groups", "devices"), [("{}", 8), ("{{0},{1,2,3}}", 3), ("{{0,1,2},{3},{4,5}}", 3)])
+def test_groups_of_all_devices_and_uneven_ones_count_as_the_largest(groups, devices):
+    found = only(f"all-reduce(%p), replica_groups={groups}", [0, 0, 0, 0, 1, 1, 1, 1])
+    assert found == [Collective("all-reduce", 32, devices, 1, "", 2 if devices == 8 else 1)]
+
+
+def test_broadcasts_and_ragged_exchanges_are_counted_and_new_kinds_refused():
+    (sent,) = only("collective-broadcast(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}", [0] * 4 + [1] * 4)
+    assert (sent.fast_traffic, sent.slow_traffic) == (32.0, 8.0)
+    (ragged,) = only("ragged-all-to-all(%p, %p, %p, %p, %p, %p), channel_id=1, replica_groups=[2,4]<=[8]")
+    assert ragged.traffic == 32 * 3 / 4
+    (pair,) = only("send(%p, %q), channel_id=1, frontend_attributes={_xla_send_recv_source_target_pairs={{0,1}}}")
+    assert (pair.kind, pair.traffic) == ("collective-permute", 32.0)
+    with pytest.raises(UserError, match="an unknown collective: %x = collective-swap"):
+        only("collective-swap(%p), replica_groups={{0,1}}")
 
 
 def test_types_of_numbers_that_are_new_are_counted():
@@ -271,6 +300,20 @@ def test_a_gather_that_runs_beside_products_counts_once():
 def test_two_slices_scatter_within_and_sum_across():
     within = Collective("reduce-scatter", 8 * 64 * 8 * 4, 8, 3, "")
     across = Collective("all-reduce", 64 * 8 * 4, 2, 3, "", 2)
-    assert collectives(TWO_SLICES, [0] * 8 + [1] * 8) == [within, within, across]
+    for domains in ([0] * 8 + [1] * 8, [0, 1] * 8):  # the program is that of one slice, in whatever order the mesh is
+        assert collectives(TWO_SLICES, domains) == [within, within, across]
     assert across.fast_traffic == 0
     assert across.slow_traffic == 3 * 64 * 8 * 4
+
+
+def test_a_gather_over_slices_counts_the_whole_of_which_each_device_sends_its_part():
+    (found,) = collectives(GATHER_OVER_SLICES, [0] * 8 + [1] * 8)
+    assert found == Collective("all-gather", 2 * 32 * 4 * 64 * 4, 2, 1, "", 2)
+    assert found.slow_traffic == 32 * 4 * 64 * 4
+
+
+def test_what_one_slice_sends_to_another_is_a_permutation_and_an_unknown_transfer_is_refused():
+    single = GATHER_OVER_SLICES.replace("ALL_GATHER", "ONE_TO_ONE").replace("{1,2}x{0:7}", "1->2")
+    assert collectives(single) == [Collective("collective-permute", 32 * 4 * 64 * 4, 2, 1, "", 2)]
+    with pytest.raises(UserError, match=r"an unknown collective: %send\.50 = send"):
+        collectives(GATHER_OVER_SLICES.replace("ALL_GATHER", "SOME_TO_SOME"))

@@ -2,8 +2,9 @@
 
 import pytest
 
+from jaxllm.config import UserError
 from jaxllm.planning.text import Array, arrays, bits, parse
-from tests.planning.programs import ASYNC_GATHER, SPLASH, TWO_SLICES
+from tests.planning.programs import ASYNC_GATHER, LOOP, SPLASH, TWO_SLICES
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,44 @@ def test_a_loop_whose_first_turn_was_taken_out_runs_once_less():
     assert program.entry == "main"
     assert program.runs["body"] == 3
     assert parse(TWO_SLICES.replace("constant(1)", "constant(0)")).runs["body"] == 4
+
+
+def loop(compared: str, start: int = 0, step: int = 1) -> str:
+    operands, direction = compared.split()
+    words = {"OPERANDS": operands, "DIRECTION": direction, "START": str(start), "STEP": str(step)}
+    text = LOOP
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("compared", "start", "step", "turns"),
+    [
+        ("%i.1,%bound LT", 0, 1, 8),
+        ("%i.1,%bound LT", 0, 2, 4),
+        ("%i.1,%bound LT", 1, 3, 3),
+        ("%i.1,%bound LT", -2, 1, 10),
+        ("%i.1,%bound LT", 9, 1, 0),
+        ("%i.1,%bound LE", 0, 1, 9),
+        ("%i.1,%bound LE", 1, 2, 4),
+        ("%bound,%i.1 GT", 0, 1, 8),
+        ("%bound,%i.1 GE", 0, 2, 5),
+        ("%i.1,%bound NE", 0, 2, 4),
+        ("%i.1,%bound GT", 20, -3, 4),
+        ("%i.1,%bound GE", 20, -3, 5),
+    ],
+)
+def test_a_loop_runs_from_its_start_by_its_step_to_its_bound(compared, start, step, turns):
+    assert parse(loop(compared, start, step)).runs["body"] == turns
+
+
+@pytest.mark.parametrize(
+    ("compared", "step"), [("%i.1,%bound EQ", 1), ("%i.1,%bound GT", 1), ("%i.1,%bound NE", 3), ("%i.1,%i.1 LT", 1)]
+)
+def test_a_loop_that_cannot_be_counted_is_one_message(compared, step):
+    with pytest.raises(UserError, match="a loop whose trip count is not known: %loop"):
+        parse(loop(compared, 0, step))
 
 
 def test_an_unscheduled_order_and_unnamed_sources_are_read():

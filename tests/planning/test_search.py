@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig, UserError
-from jaxllm.models.presets import LLAMA2_7B
+from jaxllm.models.presets import LLAMA2_7B, LLAMA3_8B
 from jaxllm.planning.cheap import guess, saved_per_token, tokens_at_once
 from jaxllm.planning.search import candidates, search, show_ranking
 from jaxllm.planning.topology import target
@@ -63,10 +63,67 @@ def test_every_candidate_holds_together_and_keeps_the_batch():
     assert len({(c.mesh, c.train) for c in found}) == len(found)
 
 
-def test_slices_hold_whole_tensor_and_fsdp_groups():
+def test_replicas_and_fsdp_span_slices_and_tensor_stays_within_one():
     found = list(candidates(trained(TINY, batch_size=64), target("2xv5e:4x4")))
-    assert found
-    assert all(c.mesh.data % 2 == 0 for c in found)
+    assert {(2, 4), (1, 32), (8, 2)} <= {(c.mesh.data, c.mesh.fsdp) for c in found}
+    assert all(16 % (c.mesh.sequence * c.mesh.tensor) == 0 for c in found)
+
+
+def test_a_model_that_only_all_hosts_together_hold_is_cut_over_them():
+    large = dataclasses.replace(LLAMA3_8B, width=8192, layers=80, heads=64, ffn=28672)
+    run = dataclasses.replace(trained(LARGE, batch_size=1280, remat="full"), model=large)
+    asked, parts = fake(lambda config: 1.0)
+    search(run, target("h100:4x8"), 3, **parts)
+    assert all(c.mesh.fsdp * c.mesh.tensor == 32 for c in asked)
+
+
+def test_long_rows_and_rows_that_are_too_few_are_cut_along_sequence():
+    assert {c.mesh.sequence for c in candidates(LARGE, V5E)} == {1}
+    long = dataclasses.replace(LARGE, data=DataConfig(sequence_length=32_768))
+    long = dataclasses.replace(long, model=dataclasses.replace(LLAMA2_7B, max_positions=32_768))
+    assert {c.mesh.sequence for c in candidates(long, V5E)} == {1, 2, 4, 8, 16}
+    assert {c.mesh.sequence for c in candidates(trained(long, attention="splash"), V5E)} == {1}
+    few = trained(LARGE, batch_size=1)
+    assert {(c.mesh.sequence, c.mesh.tensor) for c in candidates(few, V5E)} == {(16, 1), (8, 2), (4, 4), (2, 8)}
+    short = trained(cut(TINY, sequence=4), batch_size=4)
+    assert {c.mesh.sequence for c in candidates(short, V5E)} == {1, 2, 4}  # of 512 tokens
+
+
+def test_the_recipes_own_sequence_is_tried_filled_in_and_refused_where_no_slice_holds_it():
+    assert {c.mesh.sequence for c in candidates(cut(LARGE, sequence=4), V5E)} == {4}
+    assert {c.mesh.sequence for c in candidates(cut(LARGE, fsdp=1, sequence=-1), V5E)} == {1, 2, 4, 8, 16}
+    for sequence, near in ((32, "16"), (3, "2 or 4")):
+        with pytest.raises(UserError, match=rf"mesh.sequence = {sequence} .* the 16 devices .* of 2xv5e:4x4; {near} w"):
+            search(cut(LARGE, sequence=sequence), target("2xv5e:4x4"), 3)
+
+
+def test_a_mesh_is_checked_once_for_all_policies_and_stages(monkeypatch):
+    checked = []
+    monkeypatch.setattr("jaxllm.planning.search.problems", lambda config, devices: checked.append(config) or [])
+    found = list(candidates(LARGE, V5E))
+    assert len(checked) == len({(cut(c, zero_stage=3).mesh, c.train.accumulate) for c in found})
+
+
+def test_variants_of_a_machine_without_figures_are_ranked_by_the_memory_that_the_compiler_tells():
+    peaks = iter([3, 1, 2])
+    parts = fake(lambda config: 1.0)[1]
+    told = parts["describe"]
+
+    def describe(config, machine):
+        return {**told(config, machine), "fits": None, "prediction": None, "memory": {"peak": next(peaks)}}
+
+    ranked = search(TINY, target("cpu:8"), 3, compile=parts["compile"], describe=describe)["ranked"]
+    assert [plan["memory"]["peak"] for plan in ranked] == [1, 2, 3]
+
+
+def test_a_search_of_which_nothing_compiles_says_why():
+    def compile(config, machine):
+        raise UserError("train.attention = 'cudnn': cuDNN runs on GPU, and this is cpu")
+
+    with pytest.raises(
+        UserError, match=r"nothing that was tried compiles: data .* UserError: train.attention = 'cudnn'"
+    ):
+        search(TINY, V5E, 2, compile=compile)
 
 
 def test_what_cannot_fit_is_not_compiled_and_the_best_of_the_others_are():
@@ -156,8 +213,18 @@ def test_the_guess_at_time_knows_recomputation_and_slow_networks():
     assert guess(trained(whole, remat="none"), V5E).seconds < guess(whole, V5E).seconds
     assert guess(whole, V5E).seconds < guess(trained(whole, accumulate=64), V5E).seconds
     two = target("2xv5e:4x4")
-    near = cut(trained(LARGE, batch_size=32), data=2, fsdp=16)
+    near = cut(trained(LARGE, batch_size=64, accumulate=2), data=2, fsdp=16)
     assert guess(near, two).seconds > guess(near, target("v5e:4x8")).seconds
+    assert guess(cut(near, data=1, fsdp=32), two).seconds > guess(near, two).seconds
+
+
+def test_the_guess_at_time_knows_rings_and_the_links_of_a_group():
+    long = dataclasses.replace(LARGE, data=DataConfig(sequence_length=32_768))
+    rows, ring = (guess(cut(long, fsdp=16 // n, sequence=n), V5E) for n in (1, 4))
+    assert rows.seconds < ring.seconds
+    wide = trained(cut(LARGE, fsdp=2, tensor=8), accumulate=32)
+    whole = dataclasses.replace(V5E, shape=(1, 16))  # a ring, of which 8 are a part
+    assert guess(wide, whole).seconds > guess(wide, V5E).seconds
 
 
 def test_tokens_and_saved_numbers_of_a_device():

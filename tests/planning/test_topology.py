@@ -1,13 +1,16 @@
 """Names of machines, and what is said of those that do not exist."""
 
+import itertools
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from jaxllm.config import UserError
 from jaxllm.planning import topology
 from jaxllm.planning.chips import CHIPS
-from jaxllm.planning.topology import CUBES, FLAT, devices, domains_of, prepare, target
+from jaxllm.planning.gpus import SPECS
+from jaxllm.planning.topology import CUBES, FLAT, Torus, devices, domains_of, prepare, target, torus_of
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,54 @@ def test_a_side_without_joined_ends_carries_half_and_one_of_length_one_nothing()
     assert target("tpu7x:4x4x4").link_bandwidth == 6 * CHIPS["tpu7x"].link_bandwidth / 2
 
 
+@pytest.mark.parametrize(
+    ("name", "group_size", "links"),
+    [
+        ("v5e:4x4", 16, 2),
+        ("v5e:4x4", 4, 1),
+        ("v5e:4x4", 8, 2),
+        ("v5e:16x16", 16, 2),
+        ("v5e:16x16", 8, 1),
+        ("v5p:8x8x8", 8, 2),
+        ("v5p:8x8x8", 64, 4),
+        ("v5p:8x8x8", 512, 6),
+        ("tpu7x:4x4x4", 8, 2),
+        ("v5e:1x1", 1, 0),
+        ("h100:8", 2, 1),
+    ],
+)
+def test_a_group_of_neighbours_has_the_links_of_the_sides_that_it_fills(name, group_size, links):
+    assert target(name).links(group_size) == links
+
+
+def torus(*sides):
+    return Torus(list(itertools.product(*map(range, sides))), sides, ring=4)
+
+
+@pytest.mark.parametrize(
+    ("sides", "group", "links"),
+    [
+        ((2, 4), range(8), 3),
+        ((2, 4), (0, 1, 2, 3), 2),
+        ((2, 4), (0, 4), 1),
+        ((2, 8), (0, 1, 2, 3), 1),
+        ((2, 8), (0, 2, 4, 6), 2 / 2),
+        ((2, 6), (0, 2, 4), 1 / 2),
+        ((4, 4), (0, 1, 4, 5), 2),
+        ((4, 4), (3,), 0),
+    ],
+)
+def test_a_group_has_the_links_along_the_sides_that_it_spans_and_shares_those_it_jumps_over(sides, group, links):
+    assert torus(*sides).links(group) == links
+
+
+def test_the_torus_is_that_of_the_first_slice_in_the_order_of_the_mesh():
+    devices = [Device(place) for place in (17, 1, 16, 0)]
+    assert torus_of(devices, target("2xv5e:4x4")) == Torus([(1, 0), (0, 0)], (2, 1), 16)
+    assert torus_of([SimpleNamespace(coords=[1, 0])], target("v5e:4x4")).coords == [(1, 0)]
+    assert torus_of(devices, target("h100:2x8")) is None
+
+
 @pytest.fixture
 def environment(monkeypatch):
     """A copy of the environment, which `prepare` may change."""
@@ -86,9 +137,9 @@ def without(monkeypatch, *missing):
 
 def test_a_compiler_that_is_not_installed_is_told_with_the_line_that_installs_it(monkeypatch, environment):
     without(monkeypatch, "libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin")
-    with pytest.raises(UserError, match=r"v5e:4x4: compiling for TPUs needs .*pip install 'jaxllm\[plan\]'"):
+    with pytest.raises(UserError, match=r"v5e:4x4: compiling for TPUs needs .*pip install -e '\.\[plan\]'"):
         prepare(target("v5e:4x4"))
-    with pytest.raises(UserError, match=r"h100:8: compiling for GPUs needs .*pip install 'jaxllm\[cuda\]'"):
+    with pytest.raises(UserError, match=r"h100:8: compiling for GPUs needs .*pip install -e '\.\[cuda\]'"):
         prepare(target("h100:8"))
 
 
@@ -109,7 +160,13 @@ class Device:
     """What is read of a jax device."""
 
     def __init__(self, place: int):
-        self.id, self.slice_index = place, place // 16
+        self.id, self.slice_index, self.coords = place, place // 16, (place % 16, 0)
+
+
+def test_a_gpu_has_one_memory_of_which_jax_takes_three_quarters():
+    assert "device_memory_size: 84942979072\n" in SPECS["h100"]
+    assert "cuda_compute_capability { major: 9 }" in SPECS["h100"]
+    assert target("h100:8").memory_bytes == 0.75 * 84_942_979_072
 
 
 def test_devices_lie_in_slices_and_hosts():

@@ -1,12 +1,14 @@
 """FLOPs, moved bytes and cycles against closed forms."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxllm.layers.attention import QUERY_BLOCK, causal_attention
 from jaxllm.planning.text import parse
-from jaxllm.planning.work import work
+from jaxllm.planning.work import meets, work
 from tests.planning.programs import ASYNC_GATHER, BATCHED_PRODUCT, KERNEL, SPLASH
 
 
@@ -78,10 +80,26 @@ def test_attention_kernels_count_their_products_over_the_blocks_that_they_see():
 
 
 @pytest.mark.parametrize(("name", "products"), [("fmhaSoftmax", 2), ("fmhaSoftmaxBackward", 5), ("fmhaDropout", 2)])
-def test_attention_of_cudnn_counts_its_products(name, products):
+@pytest.mark.parametrize(("mask", "share"), [("CAUSAL", 0.5), ("PADDING_CAUSAL", 0.5), ("NO_MASK", 1), ("PADDING", 1)])
+def test_attention_of_cudnn_counts_its_products_over_all_pairs_that_its_mask_leaves(name, products, mask, share):
     program = f"""ENTRY %main (q: bf16[2,512,8,64]) -> bf16[2,512,8,64] {{
   %q = bf16[2,512,8,64]{{3,2,1,0}} parameter(0)
-  ROOT %x = (bf16[2,8,512,64]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), custom_call_target="__cudnn${name}"
+  ROOT %x = (bf16[2,8,512,64]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), custom_call_target="__cudnn${name}", \
+backend_config={{"cudnn_fmha_backend_config": {{"fmha_scale": 0.125, "mask_type": "{mask}", "seed": 42}}}}
 }}
 """
-    assert work(parse(program), 0.5).kernel_flops == products * 2 * 2 * 8 * 512 * 512 * 64 // 2
+    assert work(parse(program), 0.5).kernel_flops == products * 2 * 2 * 8 * 512 * 512 * 64 * share
+
+
+def by_counting(sizes, stride, low, dilate, spread):
+    size, kernel, out = sizes
+    at = (place * stride + element * spread - low for place in range(out) for element in range(kernel))
+    return sum(1 for x in at if 0 <= x <= (size - 1) * dilate and x % dilate == 0)
+
+
+def test_what_a_window_meets_is_what_counting_finds():
+    for sizes in ((8, 8, 8), (5, 3, 7), (1, 4, 6), (6, 1, 3)):
+        for stride, low, dilate, spread in itertools.product((1, 2, 6, 7), (-1, 0, 3), (1, 2, 4, 8), (1, 3)):
+            texts = {"stride": stride, "pad": f"{low}_0", "lhs_dilate": dilate, "rhs_dilate": spread}
+            window = {name: str(value) for name, value in texts.items()}
+            assert meets(sizes, window) == by_counting(sizes, stride, low, dilate, spread)
