@@ -84,7 +84,8 @@ def _whole_rows(
 ) -> jax.Array:
     if backend == "auto":
         native = KERNELS.get(platform(), "xla")
-        case = Case(platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, prefix_BT is not None)
+        _, T, _, H = q_BTNH.shape
+        case = Case(platform(), T, H, q_BTNH.dtype, softcap, prefix_BT is not None)
         backend = "xla" if native == "xla" or why_not(native, case) else native
     if backend == "splash":
         return splash_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=window, softcap=softcap)

@@ -23,12 +23,17 @@ BLOCKS = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", 
 """Of splash attention: queries and keys in the forward pass, in the gradient of keys and in that of queries."""
 
 
+CUDNN_WIDEST = 128
+"""The widest head that cuDNN takes on every GPU that it takes at all; from Hopper on it takes 256."""
+
+
 class Case(NamedTuple):
     """What decides whether a kernel can compute an attention."""
 
     platform: str
     tokens: int
     """Of a row."""
+    head_dim: int
     dtype: Any
     softcap: float | None
     has_prefix: bool = False
@@ -44,7 +49,13 @@ def why_not(backend: str, case: Case) -> str:
         return f"cuDNN runs on GPU, and this is {case.platform}"
     if case.softcap is not None:
         return "cuDNN takes no soft-cap (model.attention_softcap)"
-    return "" if jnp.dtype(case.dtype).itemsize == 2 else f"cuDNN takes 16-bit types, and this is {case.dtype}"
+    if jnp.dtype(case.dtype).itemsize != 2:
+        return f"cuDNN takes 16-bit types, and this is {case.dtype}"
+    if case.head_dim % 8:
+        return f"heads of {case.head_dim} (model.head_dim) are no multiple of 8"
+    if case.head_dim > CUDNN_WIDEST:
+        return f"heads of {case.head_dim} (model.head_dim) are wider than {CUDNN_WIDEST}"
+    return f"rows of {case.tokens} tokens are not even" if case.tokens % 2 else ""
 
 
 def splash_attention(
