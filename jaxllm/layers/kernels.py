@@ -103,9 +103,19 @@ def cudnn_attention(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     limits: Reach,
+    *,
+    is_causal: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """`[B, T, N, H]` by `jax.nn.dot_product_attention`, which takes the mask as `[B, 1, T, T]`."""
+    """`[B, T, N, H]` by `jax.nn.dot_product_attention`, which takes the segments as a mask `[B, 1, T, T]`.
+
+    That mask, 2 bytes an element (on jax 0.10 its gradient too), is the price of packed rows: for cuDNN's own form of
+    them jax has no public function, and it takes a bound on the segments of a row and a GPU from Hopper on. Blocks
+    after a query are left out where `is_causal` (no query sees past itself). Those before a window are computed: cuDNN
+    takes no window of its own beside a mask before version 9.10.2.
+    """
     place = jnp.arange(q_BTNH.shape[1])
     mask_BTS = (place >= limits.first_BT[..., None]) & (place <= limits.last_BT[..., None])
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None], implementation=implementation)
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None], is_causal=is_causal, implementation=implementation
+    )

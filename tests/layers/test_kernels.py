@@ -1,5 +1,7 @@
 """What the kernels are asked for, and what they are not; cuDNN's is lowered, not run: there is no GPU."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def test_what_jax_refuses_to_give_cudnn_is_known_before(gpu, tokens, head_dim):
     q, k, v, segments = inputs(tokens, head_dim)
 
     def loss(q):
-        return cudnn_attention(q, k, v, reach(segments)).astype(jnp.float32).sum()
+        return cudnn_attention(q, k, v, reach(segments), is_causal=True).astype(jnp.float32).sum()
 
     reason = why_not("cudnn", Case("gpu", tokens, head_dim, q.dtype, None))
     if reason:
@@ -48,8 +50,26 @@ def test_what_jax_refuses_to_give_cudnn_is_known_before(gpu, tokens, head_dim):
         jax.eval_shape(jax.grad(loss), q)
 
 
+def program(fn, *args):
+    return jax.jit(fn).trace(*args).lower(lowering_platforms=("cuda",)).as_text().replace(r"\22", '"')
+
+
 @pytest.mark.parametrize(("tokens", "head_dim"), [SHAPES[0], SHAPES[3], SHAPES[-1]])
 def test_xla_attends_where_cudnn_cannot(gpu, tokens, head_dim):
-    args = inputs(tokens, head_dim)
-    lowered = jax.jit(causal_attention).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    lowered = program(causal_attention, *inputs(tokens, head_dim))
     assert ("__cudnn$fmha" in lowered) == ((tokens, head_dim) == SHAPES[0])
+
+
+@pytest.mark.parametrize("has_prefix", [False, True])
+@pytest.mark.parametrize("window", [None, 50])
+def test_cudnn_may_leave_out_what_lies_after_a_query_unless_there_is_a_prefix(gpu, has_prefix, window):
+    prefix = jnp.ones((2, 128), bool) if has_prefix else None
+
+    def loss(*args):
+        return causal_attention(*args, prefix_BT=prefix, window=window).astype(jnp.float32).sum()
+
+    lowered = program(jax.grad(loss, argnums=(0, 1, 2)), *inputs(128, 64))
+    call = re.compile(r'@(__cudnn\$fmha\w+)\(.*"mask_type": "(\w+)".*"sliding_window_length": (\d+)')
+    # The window is in the mask alone: older cuDNNs do not take both.
+    asked = ("NO_MASK" if has_prefix else "CAUSAL", "0")
+    assert call.findall(lowered) == [(f"__cudnn$fmhaScaleBiasSoftmax{which}", *asked) for which in ("", "Backward")]
