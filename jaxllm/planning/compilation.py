@@ -15,6 +15,7 @@ from jaxllm.planning.text import Program, parse
 from jaxllm.planning.topology import Target, devices, domains_of
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH
+from jaxllm.train.fit import check_attention
 from jaxllm.train.state import State, abstract_state
 from jaxllm.train.step import Batch, make_step
 
@@ -90,10 +91,12 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     """The training step of `config`, compiled for the machine `asked`. Takes seconds to minutes, and no accelerator.
 
     Raises:
-        UserError: the mesh cannot be laid over the machine, or the TPU compiler fails.
+        UserError: the mesh cannot be laid over the machine, attention cannot be computed there as asked, or the TPU
+            compiler fails.
     """
     config = for_platform(config, asked.chip.platform)
     mesh = make_mesh(config.mesh, devices(asked))
+    check_attention(config, mesh)
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape))
     state = abstract_state(config, mesh)
     begin = time.monotonic()
