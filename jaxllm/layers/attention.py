@@ -3,7 +3,7 @@
 Two functions, for the two ways in which a model meets its keys:
 
 - `causal_attention`: queries and keys are the same row of tokens (training, scoring). By a kernel of the platform, or
-  block by block in XLA; no way ever holds the scores `[B, N, T, T]`.
+  block by block in XLA; no way ever holds the scores `[B, N, T, T]`, but cuDNN is given a mask `[B, 1, T, T]`.
 - `cached_attention`: few queries against a cache whose slots are only partly filled (generation).
 """
 
@@ -51,7 +51,8 @@ def causal_attention(
         prefix_BT: true where a token is seen by its whole segment, by earlier tokens too.
         window: limits the reach to the last `window` tokens.
         softcap: scores become `cap * tanh(scores / cap)` (2408.00118).
-        backend: what computes it; `auto` is the platform's kernel where that can, and XLA elsewhere.
+        backend: what computes it; `auto` is the platform's kernel where that can, and XLA elsewhere. Memory grows with
+            T, but with its square for the mask that `cudnn_attention` needs.
 
     Raises:
         ValueError: a prefix in rows that are cut over devices.
@@ -84,16 +85,15 @@ def _whole_rows(
 ) -> jax.Array:
     if backend == "auto":
         native = KERNELS.get(platform(), "xla")
-        case = Case(platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, prefix_BT is not None)
+        _, T, _, H = q_BTNH.shape
+        case = Case(platform(), T, H, q_BTNH.dtype, softcap, prefix_BT is not None)
         backend = "xla" if native == "xla" or why_not(native, case) else native
     if backend == "splash":
         return splash_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=window, softcap=softcap)
-    limits = reach(segments_BT, window, prefix_BT)
+    limits, is_causal = reach(segments_BT, window, prefix_BT), prefix_BT is None
     if backend == "cudnn":
-        return cudnn_attention(q_BTNH, k_BTKH, v_BTKH, limits)
-    return blockwise_attention(
-        q_BTNH, k_BTKH, v_BTKH, limits, is_causal=prefix_BT is None, window=window, softcap=softcap
-    )
+        return cudnn_attention(q_BTNH, k_BTKH, v_BTKH, limits, is_causal=is_causal)
+    return blockwise_attention(q_BTNH, k_BTKH, v_BTKH, limits, is_causal=is_causal, window=window, softcap=softcap)
 
 
 def cached_attention(

@@ -23,12 +23,17 @@ BLOCKS = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", 
 """Of splash attention: queries and keys in the forward pass, in the gradient of keys and in that of queries."""
 
 
+CUDNN_WIDEST = 128
+"""The widest head that cuDNN takes on every GPU that it takes at all; from Hopper on it takes 256."""
+
+
 class Case(NamedTuple):
     """What decides whether a kernel can compute an attention."""
 
     platform: str
     tokens: int
     """Of a row."""
+    head_dim: int
     dtype: Any
     softcap: float | None
     has_prefix: bool = False
@@ -44,7 +49,13 @@ def why_not(backend: str, case: Case) -> str:
         return f"cuDNN runs on GPU, and this is {case.platform}"
     if case.softcap is not None:
         return "cuDNN takes no soft-cap (model.attention_softcap)"
-    return "" if jnp.dtype(case.dtype).itemsize == 2 else f"cuDNN takes 16-bit types, and this is {case.dtype}"
+    if jnp.dtype(case.dtype).itemsize != 2:
+        return f"cuDNN takes 16-bit types, and this is {case.dtype}"
+    if case.head_dim % 8:
+        return f"heads of {case.head_dim} (model.head_dim) are no multiple of 8"
+    if case.head_dim > CUDNN_WIDEST:
+        return f"heads of {case.head_dim} (model.head_dim) are wider than {CUDNN_WIDEST}"
+    return f"rows of {case.tokens} tokens are not even" if case.tokens % 2 else ""
 
 
 def splash_attention(
@@ -92,9 +103,19 @@ def cudnn_attention(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     limits: Reach,
+    *,
+    is_causal: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """`[B, T, N, H]` by `jax.nn.dot_product_attention`, which takes the mask as `[B, 1, T, T]`."""
+    """`[B, T, N, H]` by `jax.nn.dot_product_attention`, which takes the segments as a mask `[B, 1, T, T]`.
+
+    That mask, 2 bytes an element (on jax 0.10 its gradient too), is the price of packed rows: for cuDNN's own form of
+    them jax has no public function, and it takes a bound on the segments of a row and a GPU from Hopper on. Blocks
+    after a query are left out where `is_causal` (no query sees past itself). Those before a window are computed: cuDNN
+    takes no window of its own beside a mask before version 9.10.2.
+    """
     place = jnp.arange(q_BTNH.shape[1])
     mask_BTS = (place >= limits.first_BT[..., None]) & (place <= limits.last_BT[..., None])
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None], implementation=implementation)
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None], is_causal=is_causal, implementation=implementation
+    )

@@ -26,6 +26,13 @@ def zigzag(tokens: int, devices: int) -> np.ndarray:
     return np.concatenate([chunks[c] for i in range(devices) for c in (i, 2 * devices - 1 - i)])
 
 
+def places(axis: str, tokens: int) -> jax.Array:
+    """Where this device's `tokens` tokens of a row that is laid `zigzag` stand in the whole row, inside `shard_map`."""
+    C = tokens // 2
+    starts = _starts(jax.lax.axis_index(axis), jax.lax.axis_size(axis), C)
+    return jnp.concatenate([start + jnp.arange(C) for start in starts])
+
+
 def ring_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,

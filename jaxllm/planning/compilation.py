@@ -95,7 +95,7 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     """The training step of `config`, compiled for the machine `asked`. Takes seconds to minutes, and no accelerator.
 
     Raises:
-        UserError: the mesh cannot be laid over the machine, which cannot attend as `train.attention` says, or the TPU
+        UserError: the mesh cannot be laid over the machine, attention cannot be computed there as asked, or the TPU
             compiler fails.
     """
     config = for_platform(config, asked.chip.platform)

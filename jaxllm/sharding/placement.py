@@ -27,8 +27,8 @@ def own_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int | None = None) -> dict[str, jax.Array]:
     """Arrays `[B, T]` cut by `BATCH`, their rows laid `zigzag` where the mesh cuts them.
 
-    The order is that of `ring_attention`. Nothing else depends on the order of a row: positions travel with the tokens,
-    and losses are sums.
+    The order is that of `ring_attention`, and `dropout` knows it. Nothing else depends on the order of a row: positions
+    travel with the tokens, and losses are sums.
 
     Args:
         batch: arrays `[len(own_rows(mesh, rows)), T]` of the rows that this process holds.

@@ -51,7 +51,8 @@ def check_attention(config: RunConfig, mesh: Mesh) -> None:
     reason = ""
     if backend not in ("auto", "xla"):
         platform, tokens = _platform(mesh), config.data.sequence_length
-        reason = why_not(backend, Case(platform, tokens, compute_dtype(config), model.attention_softcap))
+        case = Case(platform, tokens, model.head_dim, compute_dtype(config), model.attention_softcap)
+        reason = why_not(backend, case)
         if mesh.shape["sequence"] > 1:
             reason = f"rows are cut over mesh.sequence = {mesh.shape['sequence']} devices, which attend in a ring"
     if reason:

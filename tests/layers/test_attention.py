@@ -120,7 +120,8 @@ def test_splash_attention_is_the_same_function(limits):
 
 
 def fused(q, k, v, segments, *prefix, window=None):
-    return cudnn_attention(q, k, v, reach(segments, window, *prefix), implementation="xla")
+    limits = reach(segments, window, *prefix)
+    return cudnn_attention(q, k, v, limits, is_causal=not prefix, implementation="xla")
 
 
 @pytest.mark.parametrize("window", [None, 50])

@@ -90,6 +90,12 @@ def test_a_refusal_names_the_largest_allocations_where_the_compiler_does(config)
     assert too_large(config, state, EARLY).largest == []
 
 
+def test_an_attention_that_the_machine_has_not_is_refused_in_one_line(config):
+    run = dataclasses.replace(config, train=dataclasses.replace(config.train, attention="cudnn"))
+    with pytest.raises(UserError, match=r"^train\.attention = 'cudnn': .*this is cpu; 'auto' or 'xla' would do$"):
+        compile_step(run, target("cpu:8"))
+
+
 class Refusing:
     """A lowered step whose compilation fails."""
 

@@ -84,6 +84,30 @@ def test_an_offloaded_optimizer_stays_in_the_memory_of_a_machine_without_acceler
 
 
 @pytest.mark.parametrize(
+    ("heads", "tokens", "reason"),
+    [
+        (64, 512, None),
+        (60, 512, r"heads of 60 .* 8; 'auto' or 'xla' would do"),
+        (256, 512, r"heads of 256 .* 128; 'auto' or 'xla' would do"),
+        (64, 511, r"rows of 511 .* even; 'auto' or 'xla' would do"),
+    ],
+)
+def test_an_attention_beyond_cudnn_is_refused_in_one_line(heads, tokens, reason):
+    config = replace(
+        RUN,
+        model=replace(RUN.model, head_dim=heads),
+        data=replace(RUN.data, sequence_length=tokens),
+        train=replace(RUN.train, attention="cudnn", compute_dtype="bfloat16"),
+    )
+    mesh = accelerators({"data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}, None)
+    if reason is None:
+        fit.check_attention(config, mesh)
+    else:
+        with pytest.raises(UserError, match=rf"^train\.attention = 'cudnn': {reason}$"):
+            fit.check_attention(config, mesh)
+
+
+@pytest.mark.parametrize(
     ("group", "limits", "expected"),
     [
         ("0::/", {"memory.max": "5000"}, [5000]),
