@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 from jaxllm.config import GATED, RunConfig, TransformerConfig
-from jaxllm.models.summary import flops_per_token, memory
+from jaxllm.models.summary import flops_per_token
 from jaxllm.models.table import decoder_table
 from jaxllm.planning.topology import Target
-from jaxllm.sharding.preflight import CUT_FROM
+from jaxllm.sharding.preflight import CUT_FROM, state_on_devices
 
 WIDE, NARROW = 4, 2
 """Bytes of a number of the state, and of one that is computed with on an accelerator."""
@@ -31,7 +31,7 @@ class Guess(NamedTuple):
 
 def guess(config: RunConfig, asked: Target) -> Guess:
     """Memory and time of a step of `config`, whose mesh has no -1 left."""
-    return Guess(_bytes(config), _seconds(config, asked))
+    return Guess(_bytes(config, asked.chip.platform), _seconds(config, asked))
 
 
 def tokens_at_once(config: RunConfig) -> float:
@@ -52,9 +52,9 @@ def saved_per_token(model: TransformerConfig, remat: str) -> float:
     return model.width + products * (1.0 if remat != "none" else 2.0)
 
 
-def _bytes(config: RunConfig) -> float:
+def _bytes(config: RunConfig, platform: str) -> float:
     model, mesh, train = config.model, config.mesh, config.train
-    kept = memory(model, config.optimizer, ema=train.ema_decay is not None)
+    kept = state_on_devices(config, platform)
     cut = (mesh.fsdp if mesh.zero_stage >= first else 1 for first in CUT_FROM)
     state = sum(part / parts for part, parts in zip(kept, cut, strict=True))
     table = decoder_table(model)
@@ -88,13 +88,14 @@ def _networks(config: RunConfig, asked: Target, tokens: float, numbers: float) -
     """
     model, mesh = config.model, config.mesh
     apart = math.gcd(mesh.data, asked.domains)
-    gathered = _sent(mesh.zero_stage, config.train.accumulate) * numbers
-    summed = 2 * WIDE * numbers / mesh.fsdp
+    gradient = NARROW if config.train.reduce_dtype == "bfloat16" else WIDE
+    along_fsdp = _sent(mesh.zero_stage, config.train.accumulate, gradient) * numbers
+    summed = 2 * gradient * numbers / mesh.fsdp
     activations = 8 * NARROW * tokens * model.width * model.layers
     keys = NARROW * tokens * model.kv_heads * model.head_dim / mesh.tensor * model.layers
     rings = (6 * mesh.sequence - 4) * keys if mesh.sequence > 1 else 0.0  # keys, values and their gradients
     return (
-        _ring(gathered, mesh.fsdp, asked.domains // apart, asked)
+        _ring(along_fsdp, mesh.fsdp, asked.domains // apart, asked)
         + _ring(summed, mesh.data * mesh.sequence, apart, asked)
         + _ring(activations, mesh.tensor, 1, asked)
         + (rings / asked.bandwidth(1) if rings else 0.0)
@@ -108,10 +109,10 @@ def _ring(sent: float, devices: int, domains: int, asked: Target) -> float:
     return fast / bandwidth + slow / (asked.chip.slow_bandwidth / asked.chip.devices)
 
 
-def _sent(stage: int, parts: int) -> float:
-    """Bytes that a device sends along fsdp for each parameter, in `parts` microbatches."""
+def _sent(stage: int, parts: int, gradient: int) -> float:
+    """Bytes that a device sends along fsdp for each parameter, in `parts` microbatches, with `gradient` bytes of it."""
     if stage == 3:  # gathered forward and backward, the gradient scattered
-        return parts * (2 * NARROW + WIDE)
+        return parts * (2 * NARROW + gradient)
     if stage == 2:  # the gradient scattered, the parameter gathered after the step
-        return parts * WIDE + WIDE
-    return 2 * WIDE
+        return parts * gradient + WIDE
+    return gradient + (WIDE if stage == 1 else gradient)  # stage 0 sums: a scatter and a gather of the gradient

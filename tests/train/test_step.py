@@ -101,7 +101,7 @@ def test_gradients_of_replicas_are_those_of_one_device_with_the_whole_batch(one_
         @jax.jit
         def mean(state, batch):
             grads, weight, _ = accumulated(config, state, batch)
-            return jax.tree.map(lambda g: g / weight, summed(grads, decoder_table(MODEL), 0))
+            return jax.tree.map(lambda g: g / weight, summed(grads, decoder_table(MODEL), 0, "float32"))
 
         with jax.set_mesh(mesh):
             return flatten(mean(state, place(batch(), mesh)))
