@@ -1,6 +1,7 @@
 """`jaxllm plan`: what a recipe needs and how fast it will be on a machine that is not here."""
 
 import json
+import sys
 from dataclasses import dataclass
 
 from jaxllm.config import UserError
@@ -44,15 +45,20 @@ def run(argv: list[str]) -> int:
     if options.search:
         from jaxllm.planning.search import search, show_ranking
 
-        ranking = search(config, machine, options.tries)
+        ranking = search(config, machine, options.tries, tell=_tell)
         print(json.dumps(ranking, indent=1)) if options.json else show_ranking(ranking)
         return 0 if any(row["fits"] is not False for row in ranking["ranked"]) else 1
     from jaxllm.planning.compilation import compile_step
     from jaxllm.planning.report import describe, show
 
+    _tell(f"compiling the training step of '{config.name}' for {machine.name}")
     plan = describe(compile_step(config, machine), machine)
     print(json.dumps(plan, indent=1)) if options.json else show(plan)
     return 1 if plan["fits"] is False else 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _devices(options: Options) -> int | None:

@@ -6,13 +6,12 @@ is agreed there, without a device and from any thread, and a process that dies i
 
 import contextlib
 import importlib.util
-import json
 import os
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,7 @@ def _given(options: dict[str, Any], environment: Mapping[str, str]) -> Told | No
     return index, count, address
 
 
-def _join_as_told(index: int, count: int, address: str) -> Processes:
+def _join_as_told(index: int, count: int, address: str, local_devices: Sequence[int] | None = None) -> Processes:
     host, _, port = address.rpartition(":")
     if index == 0:
         with socket.create_server(("", 0)) as free:
@@ -221,26 +220,21 @@ def _join_as_told(index: int, count: int, address: str) -> Processes:
         Hub(count, int(port), {"devices": devices})
     member = Member([(host.strip("[]"), int(port))], index, count)
     # All are there now: jax, which aborts the process where one is missing, has nothing to wait for.
-    _initialize(
-        coordinator_address=f"{host}:{member.start['devices']}",
-        num_processes=count,
-        process_id=index,
-        cluster_detection_method="deactivate",
-    )
-    return Processes(index, count, member)
-
-
-def _initialize(**how: Any) -> None:
     jax = _jax()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     jax.distributed.initialize(
+        coordinator_address=f"{host}:{member.start['devices']}",
+        num_processes=count,
+        process_id=index,
+        local_device_ids=local_devices,
+        cluster_detection_method="deactivate",
         initialization_timeout=int(hub.PATIENCE),
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=hub.SILENCE,
-        **how,
     )
     if jax.default_backend() == "cpu":
         _hush_gloo()
+    return Processes(index, count, member)
 
 
 def _hush_gloo() -> None:
@@ -278,43 +272,20 @@ def _cluster(environment: Mapping[str, str]) -> str | None:
 
 def _join_as_found(cluster: str) -> Processes:
     """Joins as jax finds out."""
+    # Private, but what jax.distributed.initialize calls itself: it alone would abort where a process does not come.
+    from jax._src.clusters import ClusterEnv
+
     try:
         if cluster == "k8s" and importlib.util.find_spec("kubernetes") is None:
             raise RuntimeError("the package kubernetes is missing (pip install 'jax[k8s]')")
-        _initialize(cluster_detection_method=cluster)
+        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, cluster, int(hub.PATIENCE)
+        )
+        if address is None or count is None or index is None:
+            raise RuntimeError("its environment does not say where they are")
     except (RuntimeError, ValueError, LookupError, AttributeError, OSError) as error:
         raise UserError(
             f"this process seems to be one of several (found: {cluster}), but jax cannot find the others: {error!r}; "
             "give each of them --processes N --process-id I --coordinator HOST:PORT, or --processes 1 where it is alone"
         ) from error
-    jax = _jax()
-    index, count = jax.process_index(), jax.process_count()
-    if count == 1:
-        jax.distributed.shutdown()
-        return ALONE
-    hosts, port = [], 0
-    if index == 0:
-        port = Hub(count, 0, {}).port
-        hosts = _own_addresses()
-    addresses = _from_first([[host, port] for host in hosts])
-    return Processes(index, count, Member([(host, port) for host, port in addresses], index, count))
-
-
-def _own_addresses() -> list[str]:
-    """By which other hosts may reach this one: that of the way out, and its names."""
-    found = [socket.getfqdn(), socket.gethostname()]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way_out:
-        way_out.connect(("192.0.2.1", 9))  # sends nothing
-        found.insert(0, way_out.getsockname()[0])
-    return list(dict.fromkeys(found))
-
-
-def _from_first(value: Any) -> Any:
-    """Process 0's value, by way of the devices."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    room = np.zeros(4096, np.uint8)
-    text = json.dumps(value).encode()
-    room[: len(text)] = np.frombuffer(text, np.uint8)
-    return json.loads(multihost_utils.broadcast_one_to_all(room).tobytes().rstrip(b"\0"))
+    return ALONE if count == 1 else _join_as_told(index, count, address, devices)

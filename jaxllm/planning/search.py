@@ -1,6 +1,7 @@
 """Meshes, ZeRO stages, rows at once and remat policies for a recipe, ranked by what the compiled steps promise."""
 
 import dataclasses
+import time
 import typing
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -15,6 +16,7 @@ from jaxllm.planning.compilation import Compiled, TooLarge, compile_step, for_pl
 from jaxllm.planning.report import Plain, describe, size
 from jaxllm.planning.topology import Target
 from jaxllm.sharding.preflight import divisors, neighbours
+from jaxllm.train.report import duration
 from jaxllm.validation import problems
 
 Compile = Callable[[RunConfig, Target], Compiled | TooLarge]
@@ -49,9 +51,16 @@ def candidates(config: RunConfig, asked: Target) -> Iterator[RunConfig]:
 
 
 def search(
-    config: RunConfig, asked: Target, tries: int, compile: Compile = compile_step, describe: Describe = describe
+    config: RunConfig,
+    asked: Target,
+    tries: int,
+    compile: Compile = compile_step,
+    describe: Describe = describe,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Plain:
     """Ranks the candidates: guesses at all, drops those that cannot fit, compiles the best `tries`.
+
+    What it does, which takes a minute for each of them, it tells in lines.
 
     Returns:
         `{"tried", "too_large", "not_compiled", "failed", "ranked": [plan of `describe` with "guess", ...]}`, fitting
@@ -79,7 +88,11 @@ def search(
     fitting.sort(key=lambda pair: (0 < there < pair[1].bytes, pair[1].seconds, pair[1].bytes))
     plans: list[Plain] = []
     failed: list[str] = []
-    for variant, cheap in fitting[:tries]:
+    best, began = fitting[:tries], time.monotonic()
+    tell(f"{len(guessed):,} variants, of which {len(fitting):,} may fit")
+    for done, (variant, cheap) in enumerate(best):
+        left = f", {duration((time.monotonic() - began) / done * (len(best) - done))} left" if done else ""
+        tell(f"compiling {done + 1} of {len(best)}{left}: {_short(variant)}")
         try:
             plans.append({**describe(compile(variant, asked), asked), "guess": cheap._asdict()})
         except Exception as error:  # one variant must not lose the minutes that went into the others

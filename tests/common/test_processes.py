@@ -119,19 +119,25 @@ def open_mpi(index):
     return {**uri, **number, "OMPI_COMM_WORLD_SIZE": "2"}
 
 
+def started(script, environment):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **flags, **environment},
+    )
+
+
 @pytest.mark.parametrize("started_by", [slurm, open_mpi])
 def test_tasks_of_a_cluster_join_as_its_environment_says(started_by):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": os.getcwd()}
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOINS],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **flags, **started_by(index)},
-        )
-        for index in range(2)
-    ]
-    for index, member in enumerate(members):
+    for index, member in enumerate([started(JOINS, started_by(index)) for index in range(2)]):
         out, err = member.communicate(timeout=120)
         assert (member.returncode, out) == (0, f"{index} 2 [0, 1] 2\n"), err
+
+
+def test_a_task_of_a_cluster_that_does_not_come_is_named():
+    impatient = f"from jaxllm.common import hub\nhub.PATIENCE = 2.0\n{JOINS}"
+    _, err = started(impatient, {**slurm(0), "SLURM_JOB_ID": str(os.getpid() + 1)}).communicate(timeout=120)
+    assert "UserError: process 1 of 2 did not come in 2 s: start all of them" in err

@@ -1,6 +1,7 @@
 """What a search tries, drops, compiles and how it ranks, with a compiler that only notes what it is asked."""
 
 import dataclasses
+import re
 
 import pytest
 from rich.console import Console
@@ -231,3 +232,12 @@ def test_tokens_and_saved_numbers_of_a_device():
     assert tokens_at_once(trained(cut(LARGE, fsdp=16), accumulate=2)) == 2 * 4096
     assert saved_per_token(LLAMA2_7B, "full") == 4096
     assert saved_per_token(LLAMA2_7B, "dots") == 4096 + 4 * 4096 + 2 * 4096 + 2 * 11008
+
+
+def test_a_search_tells_what_it_compiles_and_how_long_it_will_take():
+    lines = []
+    search(TINY, V5E, 3, **fake(lambda config: 1.0)[1], tell=lines.append)
+    assert re.match(r"[\d,]+ variants, of which [\d,]+ may fit", lines[0])
+    assert re.match(r"compiling 1 of 3: data \d+ x fsdp", lines[1])
+    assert re.match(r"compiling 3 of 3, 0:00 left: data \d+ x fsdp", lines[3])
+    assert len(lines) == 4
