@@ -16,6 +16,9 @@ KINDS = (
     *("collective-permute", "collective-broadcast"),
 )
 
+SCATTERED = "all-reduce-scatter"
+"""A reduce-scatter on TPU that is written with its whole sum."""
+
 ACROSS = re.compile(r'_xla_megascale_target="(?:\{([\d,]+)\})?.*_xla_megascale_transfer_type="(\w+)"')
 """How a TPU program of several slices writes what it sends over the data centre's network, in place of a collective."""
 
@@ -97,7 +100,8 @@ def collectives(program: str | Program, domains: Sequence[int] = (), torus: Toru
 
 def _operations(program: Program) -> Iterator[tuple[Operation, int]]:
     """Each collective once. A TPU program repeats one that runs beside products in all the operations it runs beside:
-    in its start, in each of these fused with it, and in its end, always on the same channel.
+    in its start, in each of these fused with it, and in its end, always on the same channel. What it runs as a
+    reduce-scatter it writes as an all-reduce of which a slice is taken, in a computation of that name.
     """
     seen: set[tuple[str, str]] = set()
     for computation, operation, runs in program.operations():
@@ -111,6 +115,8 @@ def _operations(program: Program) -> Iterator[tuple[Operation, int]]:
             if (kind, channel[1]) in seen:
                 continue
             seen.add((kind, channel[1]))
+        if computation.startswith("all-reduce-scatter") and kind == "all-reduce":
+            operation = operation._replace(kind=SCATTERED)
         yield operation, runs
 
 
@@ -141,7 +147,10 @@ def _collective(operation: Operation, count: int, place: _Place) -> Collective |
     if operation.kind != kind and (kind != "all-reduce" or operation.type.startswith("((")):
         inputs = len(operation.operands)  # the start of most holds its operands before its results
         whole = sum(sizes[inputs : 2 * inputs])
-    whole *= devices if kind == "reduce-scatter" else 1
+    if kind == SCATTERED:
+        kind = "reduce-scatter"
+    elif kind == "reduce-scatter":  # its result is one part
+        whole *= devices
     return Collective(kind, whole, devices, count, operation.source, spread, links)
 
 

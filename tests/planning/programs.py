@@ -145,3 +145,28 @@ ENTRY %main (q: bf16[2,8,2048,128], k: bf16[2,8,2048,128]) -> bf16[2,8,2048,128]
 }
 """
 """jax's attention kernels for TPU, whose metadata breaks the line."""
+
+SCATTER_ON_TPU = """HloModule m, is_scheduled=true, num_partitions=16
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter (input: f32[4096,4096]) -> f32[1040,4096] {
+  %input = f32[4096,4096]{1,0:T(8,128)} parameter(0)
+  %constant.6 = f32[]{:T(128)} constant(0)
+  %pad = f32[4160,4096]{1,0:T(8,128)} pad(%input, %constant.6), padding=0_64x0_0
+  %all-reduce.1 = f32[4160,4096]{1,0:T(8,128)} all-reduce(%pad), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}, use_global_device_ids=true, to_apply=%add, frontend_attributes={from-cross-replica-sharding="true"}
+  %partition-id = u32[]{:T(128)} partition-id()
+  %constant.7 = u32[]{:T(128)} constant(0)
+  ROOT %dynamic-slice.3 = f32[1040,4096]{1,0:T(8,128)S(1)} dynamic-slice(%all-reduce.1, %partition-id, %constant.7), dynamic_slice_sizes={1040,4096}
+}
+
+ENTRY %main (p: f32[4096,4096]) -> f32[1040,4096] {
+  %p = f32[4096,4096]{1,0:T(8,128)} parameter(0)
+  ROOT %fusion = f32[1040,4096]{1,0:T(8,128)S(1)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+"""A sum over one side of a slice, of which each device keeps its part."""

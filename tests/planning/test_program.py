@@ -18,7 +18,7 @@ from jaxllm.planning.topology import Torus
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train.state import abstract_state
 from jaxllm.train.step import make_step
-from tests.planning.programs import ASYNC_GATHER, GATHER_OVER_SLICES, TWO_SLICES
+from tests.planning.programs import ASYNC_GATHER, GATHER_OVER_SLICES, SCATTER_ON_TPU, TWO_SLICES
 
 MODEL = TransformerConfig(
     vocab_size=64, width=32, layers=4, heads=8, kv_heads=4, head_dim=8, ffn=48, max_positions=64, tied_embeddings=False
@@ -317,3 +317,7 @@ def test_what_one_slice_sends_to_another_is_a_permutation_and_an_unknown_transfe
     assert collectives(single) == [Collective("collective-permute", 32 * 4 * 64 * 4, 2, 1, "", 2)]
     with pytest.raises(UserError, match=r"an unknown collective: %send\.50 = send"):
         collectives(GATHER_OVER_SLICES.replace("ALL_GATHER", "SOME_TO_SOME"))
+
+
+def test_a_reduce_scatter_that_tpu_writes_as_a_sum_and_a_slice_is_one():
+    assert collectives(SCATTER_ON_TPU) == [Collective("reduce-scatter", 4160 * 4096 * 4, 4, 1, "")]
