@@ -50,11 +50,11 @@ def at(uninterrupted, tmp_path, step):
             shutil.rmtree(path)
 
 
-def test_from_eight_devices_to_four_to_two_and_from_fsdp_to_tensor(go_on, uninterrupted, tmp_path):
+def test_eight_devices_to_four_to_two_one_process_to_two_and_fsdp_to_tensor(go_on, uninterrupted, tmp_path):
     at(uninterrupted, tmp_path, 8)
     go_on("four", MeshConfig(fsdp=4), 1, 4, first=8, stop=9)
     step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
-    go_on("two", MeshConfig(tensor=2), 1, 2, first=step)
+    go_on("two", MeshConfig(tensor=2), 2, 1, first=step)
     check(tmp_path / "run", uninterrupted)
 
 
