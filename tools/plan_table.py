@@ -134,7 +134,7 @@ def table(rows: list[Row], done: dict[str, Any]) -> list[str]:
 
 def line(row: Row, made: Any, last: str) -> str:
     """One row in Markdown."""
-    name = f"{Path(row.recipe).stem}, {row.topology}"
+    name = " ".join([f"{Path(row.recipe).stem}, {row.topology}", *row.options[len(rows_of(1)) :]])
     extra = f" {row.peer} |" if row.peer else f" {row.published:,.0f} | |" if row.published else ""
     if "error" in made:
         return f"| {name} | {made['error']} | | | | |{extra}"

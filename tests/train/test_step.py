@@ -245,16 +245,23 @@ def test_loss_falls_on_one_batch_and_starts_at_the_log_of_the_vocabulary():
     assert history[-1] < history[0] - 0.5
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_every_leaf_of_the_state_is_cut_as_the_stage_says_before_and_after_a_step(stage):
-    sizes = {"data": 2, "fsdp": 2, "tensor": 2, "zero_stage": stage}
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        *({"data": 2, "fsdp": 2, "tensor": 2, "zero_stage": stage} for stage in range(4)),
+        {"data": 1, "fsdp": 2, "tensor": 4, "zero_stage": 3},
+    ],
+    ids=str,
+)
+def test_every_leaf_of_the_state_is_cut_as_the_stage_says_before_and_after_a_step(mesh):
+    stage = mesh["zero_stage"]
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, ema_decay=0.9))
     cut = flatten(param_specs(decoder_table(MODEL)))
     whole = {path: P(*(None if axis == "fsdp" else axis for axis in spec)) for path, spec in cut.items()}
     wanted = {"params": cut if stage == 3 else whole, "opt_state": cut if stage >= 1 else whole}
     wanted["ema"] = wanted["opt_state"]
     for steps in (0, 1):
-        state, _ = run(config, sizes, devices=8, steps=steps)
+        state, _ = run(config, mesh, devices=8, steps=steps)
         leaves = {path: leaf for path, leaf in flatten(state).items() if leaf.ndim > 0}
         assert len(leaves) == 4 * len(cut)
         for path, leaf in leaves.items():
@@ -279,6 +286,7 @@ FORMULA = {0: (16, 0), 1: (8, 8), 2: (4, 12), 3: (0, 16)}
         *({"data": 1, "fsdp": 8, "zero_stage": stage} for stage in FORMULA),
         {"data": 2, "fsdp": 4, "zero_stage": 3},
         {"data": 1, "fsdp": 4, "tensor": 2, "zero_stage": 2},
+        {"data": 1, "fsdp": 2, "tensor": 4, "zero_stage": 3},
     ],
     ids=str,
 )
