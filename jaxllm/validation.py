@@ -2,10 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxllm.config import (
+    GATED,
     DataConfig,
     OptimizerConfig,
     RunConfig,
@@ -57,7 +58,27 @@ RANGES: dict[str, Range] = {
     "model.ffn": COUNT,
     "model.max_positions": COUNT,
     "model.norm_eps": POSITIVE,
+    "model.encoder_layers": COUNT,
+    "model.experts": NOT_NEGATIVE,
+    "model.experts_per_token": COUNT,
+    "model.router_loss": NOT_NEGATIVE,
+    "model.position_offset": NOT_NEGATIVE,
+    "model.relative_buckets": Range(4),
+    "model.relative_distance": COUNT,
     "model.rope_theta": POSITIVE,
+    "model.rope_fraction": Range(0, 1, low_open=True, high_open=False),
+    "model.rope_scaling.factor": POSITIVE,
+    "model.rope_scaling.original_positions": COUNT,
+    "model.rope_scaling.low": POSITIVE,
+    "model.rope_scaling.high": POSITIVE,
+    "model.rope_scaling.attention_factor": POSITIVE,
+    "model.local_rope_theta": POSITIVE,
+    "model.attention_scale": POSITIVE,
+    "model.logit_scale": POSITIVE,
+    "model.global_every": Range(2),
+    "model.token_types": NOT_NEGATIVE,
+    "model.labels": NOT_NEGATIVE,
+    "model.start_token": NOT_NEGATIVE,
     "model.attention_softcap": POSITIVE,
     "model.logit_softcap": POSITIVE,
     "model.sliding_window": COUNT,
@@ -149,10 +170,68 @@ def _model(model: TransformerConfig) -> Iterator[str]:
             f"model.kv_heads = {model.kv_heads}: must divide model.heads = {model.heads}; "
             f"{neighbours(fitting, model.kv_heads)} would do"
         )
-    if model.positions == "rope" and model.head_dim % 2:
+    if model.positions == "rope":
+        yield from _rope(model)
+    if model.experts and model.experts_per_token > model.experts:
+        yield (
+            f"model.experts_per_token = {model.experts_per_token}: is more than model.experts = {model.experts}; "
+            f"at most {model.experts} would do"
+        )
+    if model.positions == "relative" and 2 * model.relative_distance <= model.relative_buckets:
+        yield (
+            f"model.relative_distance = {model.relative_distance}: must be above half of model.relative_buckets = "
+            f"{model.relative_buckets}; {model.relative_buckets // 2 + 1} would do"
+        )
+    if model.start_token is not None and model.start_token >= model.vocab_size > 0:
+        yield (
+            f"model.start_token = {model.start_token}: must be below model.vocab_size = {model.vocab_size}; "
+            "none takes the padding token"
+        )
+    for field, off, needed, holds in _NEEDS:
+        if getattr(model, field) != off and _is_in_range(model, field) and not holds(model):
+            yield f"model.{field} = {getattr(model, field)!r}: needs {needed}; {off!r} would do"
+
+
+_NEEDS: tuple[tuple[str, Any, str, Callable[[TransformerConfig], bool]], ...] = (
+    ("shared_norm", False, "model.parallel_residual and no experts", lambda m: m.parallel_residual and not m.experts),
+    ("parallel_residual", False, "model.norm_place = 'pre'", lambda m: m.norm_place == "pre"),
+    ("parallel_residual", False, "no cross-attention", lambda m: m.architecture != "encoder_decoder"),
+    ("experts", 0, "a gated model.mlp without biases", lambda m: m.mlp in GATED and not m.mlp_bias),
+    ("global_every", None, "model.sliding_window", lambda m: m.sliding_window is not None),
+    ("local_rope_theta", None, "model.sliding_window", lambda m: m.sliding_window is not None),
+    ("sliding_window", None, "model.architecture = 'decoder'", lambda m: m.architecture == "decoder"),
+    ("encoder_layers", None, "model.architecture = 'encoder_decoder'", lambda m: m.architecture == "encoder_decoder"),
+    ("start_token", None, "model.architecture = 'encoder_decoder'", lambda m: m.architecture == "encoder_decoder"),
+    ("token_types", 0, "model.architecture = 'encoder'", lambda m: m.architecture == "encoder"),
+    ("pooler", False, "model.architecture = 'encoder'", lambda m: m.architecture == "encoder"),
+    ("labels", 0, "model.architecture = 'encoder'", lambda m: m.architecture == "encoder"),
+)
+"""Fields that, unless they stand at a value, need something of the model."""
+
+
+def _is_in_range(model: TransformerConfig, field: str) -> bool:
+    allowed, value = RANGES.get(f"model.{field}"), getattr(model, field)
+    return allowed is None or value is None or allowed.holds(value)
+
+
+def _rope(model: TransformerConfig) -> Iterator[str]:
+    if not _is_in_range(model, "rope_fraction"):
+        return
+    scaling, rotated = model.rope_scaling, int(model.head_dim * model.rope_fraction)
+    if rotated % 2 and model.rope_fraction == 1:
         yield (
             f"model.head_dim = {model.head_dim}: must be even, since RoPE rotates pairs; "
             f"{multiples(model.head_dim, 2)} would do"
+        )
+    elif model.head_dim > 0 and (rotated % 2 or not rotated):
+        yield (
+            f"model.rope_fraction = {model.rope_fraction}: rotates {rotated} of model.head_dim = {model.head_dim} "
+            "numbers, and must rotate pairs; 1.0 would do for an even model.head_dim"
+        )
+    if scaling.kind in ("llama3", "yarn") and scaling.low >= scaling.high:
+        yield (
+            f"model.rope_scaling.low = {scaling.low}: must be below model.rope_scaling.high = {scaling.high}; "
+            f"{'1.0 and 32.0' if scaling.kind == 'yarn' else '1.0 and 4.0'} are the published ones"
         )
 
 

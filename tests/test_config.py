@@ -27,7 +27,7 @@ UNUSUAL = RunConfig(
     name="unusual",
     seed=7,
     output="/somewhere/else",
-    model=TransformerConfig(attention_softcap=30.0, sliding_window=128, qk_norm=True, norm="layer"),
+    model=TransformerConfig(attention_softcap=30.0, sliding_window=128, qk_norm="head", norm="layer"),
     data=DataConfig(
         sources=(SourceConfig(), SourceConfig(kind="jsonl", path="a/**/*.jsonl", weight=0.1)),
         packing="concatenate",

@@ -32,11 +32,11 @@ def ours(dtype: str) -> tuple[str, Callable[[Any], Times]]:
 
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
-    from jaxllm.models.decoder import initial
-    from jaxllm.models.table import decoder_table
+    from jaxllm.models.table import parameter_table
+    from jaxllm.models.transformer import initial
 
     model = our_shape(PROMPT + NEW)
-    params = initial(jax.random.key(0), decoder_table(model))
+    params = initial(jax.random.key(0), parameter_table(model))
     # Tokens in, tokens out: the tokenizer is not asked.
     generator = Generator(model, params, None, dtype=dtype)  # type: ignore[arg-type]
     greedy = SamplingConfig(temperature=0)

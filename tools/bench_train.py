@@ -38,7 +38,7 @@ def ours(dtype: Dtype, **mesh_fields: int) -> tuple[Step, dict[str, Any]]:
     import numpy as np
 
     from jaxllm.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
-    from jaxllm.models.table import decoder_table
+    from jaxllm.models.table import parameter_table
     from jaxllm.sharding.mesh import make_mesh
     from jaxllm.sharding.placement import place
     from jaxllm.train.state import abstract_state, initial_state
@@ -74,7 +74,7 @@ def ours(dtype: Dtype, **mesh_fields: int) -> tuple[Step, dict[str, Any]]:
         state, metrics = program(state, batch)
         return jax.block_until_ready((state, metrics))[1]["loss"].item()
 
-    parameters = sum(leaf.size for leaf in decoder_table(config.model).values())
+    parameters = sum(leaf.size for leaf in parameter_table(config.model).values())
     return step, {"version": f"jax {jax.__version__}", "parameters": parameters}
 
 

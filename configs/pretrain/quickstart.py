@@ -36,7 +36,7 @@ def recipe() -> RunConfig:
             head_dim=64,
             ffn=640,
             max_positions=512,
-            qk_norm=True,
+            qk_norm="head",
         ),
         data=DataConfig(sequence_length=256),
         tokenizer=TokenizerConfig(vocab_size=4096),

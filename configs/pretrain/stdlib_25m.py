@@ -33,7 +33,7 @@ def recipe() -> RunConfig:
             head_dim=64,
             ffn=1280,
             max_positions=512,
-            qk_norm=True,
+            qk_norm="head",
         ),
         data=DataConfig(sequence_length=512),
         tokenizer=TokenizerConfig(vocab_size=8192),

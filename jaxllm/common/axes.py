@@ -3,7 +3,9 @@
     B batch        T query tokens     S key tokens       D model width
     N query heads  K key-value heads  G = N / K          H head size
     F ffn          V vocabulary       L layers           P learned positions
-    C chunks
+    E experts      M ffn of an expert J outputs of a router
+    R relative position buckets       X distances        Y token types
+    W model width as an output        Z labels           C chunks
 
 `Axes` names the logical axes of a parameter; `jaxllm/sharding/rules.py` maps them to mesh axes.
 """
@@ -19,5 +21,15 @@ LEGEND = {
     "F": "ffn",
     "V": "vocab_size",
     "P": "max_positions",
+    "E": "experts",
+    "J": "experts",
+    "M": "ffn",
+    "R": "relative_buckets",
+    "Y": "token_types",
+    "W": "width",
+    "Z": "labels",
 }
 """Parameter axes and the field of `TransformerConfig` that sizes each."""
+
+ALWAYS = "LDNKHFVP"
+"""Those that every model has, so that none is 0."""

@@ -28,7 +28,8 @@ from jaxllm.generation.config import SamplingConfig
 from jaxllm.generation.sampling import Settings, sample, settings_of
 from jaxllm.generation.text import Finish, TextStream
 from jaxllm.models.cache import Cache, empty_cache
-from jaxllm.models.decoder import Decoder, cast_for_use, forward, head_logits, per_layer
+from jaxllm.models.heads import head_logits
+from jaxllm.models.transformer import Transformer, cast_for_use, decode, per_layer
 
 AS_THE_MODEL_SAYS = SamplingConfig()
 """Draws from the model's own distribution."""
@@ -124,7 +125,7 @@ class Generator:
         self.tokenizer = tokenizer
         self.programs: dict[tuple[Any, ...], Any] = {}
         """By name and sizes."""
-        self._model = Decoder(config, dtype=dtype)
+        self._model = Transformer(config, dtype=dtype)
         # Not `device`, which would leave the type of an array from a mesh of one device as it is: cut by its axes.
         params = jax.device_put(params, SingleDeviceSharding(device))
         self._params = jax.jit(_as_steps_read_them, static_argnums=1)(params, dtype)
@@ -274,7 +275,7 @@ def _as_steps_read_them(params: Tree, dtype: Any) -> Tree:
 
 
 def _prefill(
-    model: Decoder,
+    model: Transformer,
     slots: int,
     params: Tree,
     tokens_BP: jax.Array,
@@ -286,7 +287,7 @@ def _prefill(
     B, P = tokens_BP.shape
     empty = empty_cache(model.config, B, P, model.dtype)
     cache = Cache(per_layer(empty.keys), per_layer(empty.values), empty.length)
-    hidden, filled = forward(model, params, tokens_BP, cache=cache)
+    hidden, filled, _ = decode(model, params, tokens_BP, cache=cache)
     assert filled is not None
     free = slots - P
     keys = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, free))) for x in filled.keys)
@@ -299,16 +300,16 @@ def _prefill(
 
 
 def _decode(
-    model: Decoder, params: Tree, tokens_B: jax.Array, state: State, settings: Settings
+    model: Transformer, params: Tree, tokens_B: jax.Array, state: State, settings: Settings
 ) -> tuple[jax.Array, State]:
     """The token after `tokens`."""
-    hidden, cache = forward(model, params, tokens_B[:, None], cache=state.cache)
+    hidden, cache, _ = decode(model, params, tokens_B[:, None], cache=state.cache)
     assert cache is not None
     return _choose(model, params, hidden[:, 0], state._replace(cache=cache), settings)
 
 
 def _choose(
-    model: Decoder, params: Tree, hidden_BD: jax.Array, state: State, settings: Settings
+    model: Transformer, params: Tree, hidden_BD: jax.Array, state: State, settings: Settings
 ) -> tuple[jax.Array, State]:
     logits = head_logits(params, hidden_BD, model.config)
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.step)

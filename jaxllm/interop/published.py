@@ -32,5 +32,4 @@ class Published:
     read: Callable[[str], np.ndarray]
     """One tensor, whole, in its own memory."""
     files: Mapping[str, bytes]
-    """`tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json` and the like: those that
-    there are."""
+    """Those that there are of `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and the like."""

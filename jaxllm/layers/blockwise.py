@@ -4,6 +4,7 @@ The backward pass computes the probabilities again from their saved normalisers 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +23,27 @@ SAVED = "attention"
 
 def blockwise_attention(
     q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
     reach: Reach,
+    bias_NX: jax.Array | None = None,
     *,
     is_causal: bool,
     window: int | None,
     softcap: float | None,
 ) -> jax.Array:
-    """`[B, T, N, H]`. `is_causal` (no query sees past itself) and `window` say which blocks can be left out."""
-    B, _, K, H = k_BTKH.shape
+    """`[B, T, N, H]`.
+
+    `is_causal` (no query sees past itself) and `window` say which blocks can be left out; both are of rows that attend
+    to themselves. `bias_NX[:, T - 1 + s - t]`, in float32, is added to the score of query t and key s.
+    """
+    B, _, K, H = k_BSKH.shape
     q = rearrange(q_BTNH, "B T (K G) H -> (B K) G T H", K=K) * H**-0.5
-    k, v = (rearrange(x, "B T K H -> (B K) T H") for x in (k_BTKH, v_BTKH))
+    k, v = (rearrange(x, "B S K H -> (B K) S H") for x in (k_BSKH, v_BSKH))
     first, last = (jnp.repeat(x, K, axis=0) for x in reach)
+    bias = None if bias_NX is None else jnp.tile(rearrange(bias_NX, "(K G) X -> K G X", K=K), (B, 1, 1))
     one = functools.partial(_attend, is_causal, window, softcap)
-    out = jax.lax.map(lambda args: one(*args), (q, k, v, first, last), batch_size=pairs_at_once(B * K))
+    out = jax.lax.map(lambda args: one(*args), (q, k, v, first, last, bias), batch_size=pairs_at_once(B * K))
     return rearrange(out, "(B K) G T H -> B T (K G) H", K=K)
 
 
@@ -45,17 +52,29 @@ def pairs_at_once(pairs: int) -> int | None:
     return None if platform() == "cpu" else pairs
 
 
+def products(x_GtH: jax.Array, y_sH: jax.Array) -> jax.Array:
+    """Of all pairs: `[G, t, s]` in float32."""
+    G, t, H = x_GtH.shape
+    return jnp.dot(x_GtH.reshape(G * t, H), y_sH.T, preferred_element_type=jnp.float32).reshape(G, t, -1)
+
+
 def scores(
-    q_GtH: jax.Array, k_sH: jax.Array, first_t: jax.Array, last_t: jax.Array, place_s: jax.Array, cap: float | None
+    q_GtH: jax.Array,
+    k_sH: jax.Array,
+    first_t: jax.Array,
+    last_t: jax.Array,
+    place_s: jax.Array,
+    cap: float | None,
+    bias_Gts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Masked scores `[G, t, s]` in float32, and d(score)/d(product) (1 without a soft-cap); `place_s` of the keys."""
-    G, t, H = q_GtH.shape
     # float32: probabilities are differences of exponents, and bfloat16 keeps 8 bits of a score.
-    s = jnp.dot(q_GtH.reshape(G * t, H), k_sH.T, preferred_element_type=jnp.float32).reshape(G, t, -1)
+    s = products(q_GtH, k_sH)
     slope = jnp.ones((), jnp.float32)
     if cap is not None:
         bounded = jnp.tanh(s / cap)
         s, slope = cap * bounded, 1.0 - bounded * bounded
+    s = s if bias_Gts is None else s + bias_Gts
     return jnp.where((place_s >= first_t[:, None]) & (place_s <= last_t[:, None]), s, NEGATIVE), slope
 
 
@@ -68,20 +87,12 @@ def weighted(p_Gts: jax.Array, v_sH: jax.Array) -> jax.Array:
 
 
 def block_gradients(
-    q_GtH: jax.Array,
-    k_sH: jax.Array,
-    v_sH: jax.Array,
-    d_GtH: jax.Array,
-    p_Gts: jax.Array,
-    delta_Gt1: jax.Array,
-    slope: jax.Array,
+    q_GtH: jax.Array, k_sH: jax.Array, d_GtH: jax.Array, p_Gts: jax.Array, ds_Gts: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`(dq, dk, dv)` of one block, in float32, from its probabilities and from `delta`, the sum of `out * d_out`."""
+    """`(dq, dk, dv)` of one block, in float32, from its probabilities and the gradient of its products."""
     H, shape = q_GtH.shape[-1], q_GtH.shape
     q, d = (x.reshape(-1, H) for x in (q_GtH, d_GtH))
-    dp = jnp.dot(d, v_sH.T, preferred_element_type=jnp.float32).reshape(p_Gts.shape)
-    ds = (p_Gts * (dp - delta_Gt1) * slope).reshape(q.shape[0], -1).astype(q.dtype)
-    p = p_Gts.reshape(ds.shape).astype(q.dtype)
+    p, ds = (x.reshape(len(q), -1).astype(q.dtype) for x in (p_Gts, ds_Gts))
     dq = jnp.dot(ds, k_sH, preferred_element_type=jnp.float32).reshape(shape)
     # The small factor is transposed: XLA's CPU product is slower with the large one contracted over rows.
     dk = jnp.dot(q.T, ds, preferred_element_type=jnp.float32).T
@@ -89,10 +100,20 @@ def block_gradients(
     return dq, dk, dv
 
 
-def _blocks(T: int, is_causal: bool, window: int | None) -> list[tuple[slice, slice]]:
-    """Slices of queries, each with the keys that any of them can see."""
+def _blocks(T: int, S: int, is_causal: bool, window: int | None) -> list[tuple[slice, slice]]:
+    """Slices of T queries, each with those of the S keys that any of them can see."""
     spans = [(i, min(i + QUERY_BLOCK, T)) for i in range(0, T, QUERY_BLOCK)]
-    return [(slice(i, j), slice(max(0, i + 1 - (window or T)), j if is_causal else T)) for i, j in spans]
+    return [(slice(i, j), slice(max(0, i + 1 - (window or T)), j if is_causal else S)) for i, j in spans]
+
+
+def _spread(rows: slice, cols: slice, T: int, bias_GX: jax.Array) -> jax.Array:
+    """What a block of queries and keys adds to its scores `[G, t, s]`, of the sums for all distances of T queries."""
+    t, s = rows.stop - rows.start, cols.stop - cols.start
+    n = t + s - 1
+    of_block = jax.lax.dynamic_slice_in_dim(bias_GX, T - rows.stop + cols.start, n, axis=1)
+    # Row i of a matrix of n + 1 columns, filled with repetitions of n numbers, begins at the i-th of them.
+    turned = jnp.tile(of_block, (1, t + 1))[:, : t * (n + 1)].reshape(-1, t, n + 1)
+    return turned[:, ::-1, :s]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -101,12 +122,13 @@ def _attend(
     window: int | None,
     cap: float | None,
     q_GTH: jax.Array,
-    k_TH: jax.Array,
-    v_TH: jax.Array,
+    k_SH: jax.Array,
+    v_SH: jax.Array,
     first_T: jax.Array,
     last_T: jax.Array,
+    bias_GX: jax.Array | None,
 ) -> jax.Array:
-    return _attend_forward(is_causal, window, cap, q_GTH, k_TH, v_TH, first_T, last_T)[0]
+    return _attend_forward(is_causal, window, cap, q_GTH, k_SH, v_SH, first_T, last_T, bias_GX)[0]
 
 
 def _attend_forward(
@@ -118,34 +140,45 @@ def _attend_forward(
     v: jax.Array,
     first: jax.Array,
     last: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    bias: jax.Array | None,
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
     outs, log_sums = [], []
-    for rows, cols in _blocks(q.shape[1], is_causal, window):
+    for rows, cols in _blocks(q.shape[1], k.shape[0], is_causal, window):
         place = jnp.arange(cols.start, cols.stop)
-        s, _ = scores(q[:, rows], k[cols], first[rows], last[rows], place, cap)
+        added = None if bias is None else _spread(rows, cols, q.shape[1], bias)
+        s, _ = scores(q[:, rows], k[cols], first[rows], last[rows], place, cap, added)
         top = jnp.max(s, axis=-1, keepdims=True)
         p = jnp.exp(s - top)
         total = jnp.sum(p, axis=-1, keepdims=True)
         outs.append(weighted(p, v[cols]) / total)
         log_sums.append((top + jnp.log(total))[..., 0])
     out = checkpoint_name(jnp.concatenate(outs, axis=1).astype(q.dtype), SAVED)
-    return out, (q, k, v, first, last, out, checkpoint_name(jnp.concatenate(log_sums, axis=1), SAVED))
+    log_sums = checkpoint_name(jnp.concatenate(log_sums, axis=1), SAVED)
+    return out, (q, k, v, first, last, bias, out, log_sums)
 
 
 def _attend_backward(
-    is_causal: bool, window: int | None, cap: float | None, saved: tuple[jax.Array, ...], d_out: jax.Array
+    is_causal: bool, window: int | None, cap: float | None, saved: tuple[Any, ...], d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    q, k, v, first, last, out, log_sums = saved
+    q, k, v, first, last, bias, out, log_sums = saved
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1, keepdims=True)
     dqs, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for rows, cols in _blocks(q.shape[1], is_causal, window):
+    d_bias = None if bias is None else jnp.zeros_like(bias)
+    for rows, cols in _blocks(q.shape[1], k.shape[0], is_causal, window):
         place = jnp.arange(cols.start, cols.stop)
-        s, slope = scores(q[:, rows], k[cols], first[rows], last[rows], place, cap)
+        spread = functools.partial(_spread, rows, cols, q.shape[1])
+        added = None if bias is None else spread(bias)
+        s, slope = scores(q[:, rows], k[cols], first[rows], last[rows], place, cap, added)
         p = jnp.exp(s - log_sums[:, rows, None])
-        dq, dk_block, dv_block = block_gradients(q[:, rows], k[cols], v[cols], d_out[:, rows], p, delta[:, rows], slope)
+        dp = products(d_out[:, rows], v[cols])
+        ds = p * (dp - delta[:, rows])
+        dq, dk_block, dv_block = block_gradients(q[:, rows], k[cols], d_out[:, rows], p, ds * slope)
         dqs.append(dq)
         dk, dv = dk.at[cols].add(dk_block), dv.at[cols].add(dv_block)
-    return jnp.concatenate(dqs, axis=1).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+        if d_bias is not None:
+            d_bias += jax.linear_transpose(spread, bias)(ds)[0]
+    dq = jnp.concatenate(dqs, axis=1).astype(q.dtype)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None, d_bias
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

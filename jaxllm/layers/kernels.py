@@ -36,17 +36,23 @@ class Case(NamedTuple):
     head_dim: int
     dtype: Any
     softcap: float | None
-    has_prefix: bool = False
+    has_other_mask: bool = False
+    """A prefix, or keys of other rows."""
+    has_bias: bool = False
 
 
 def why_not(backend: str, case: Case) -> str:
     """Why the kernel `splash` or `cudnn` cannot compute a case, in a few words; nothing where it can."""
     if backend == "splash":
-        if case.has_prefix:
-            return "splash attention takes no prefix"
+        if case.has_other_mask:
+            return "splash attention takes no prefix, and no other rows"
+        if case.has_bias:
+            return "splash attention takes no bias (model.positions = 'relative')"
         return f"rows of {case.tokens} tokens are no multiple of {LANES}" if case.tokens % LANES else ""
     if case.platform not in ("gpu", "cuda"):
         return f"cuDNN runs on GPU, and this is {case.platform}"
+    if case.has_bias:
+        return "cuDNN is given no bias (model.positions = 'relative')"
     if case.softcap is not None:
         return "cuDNN takes no soft-cap (model.attention_softcap)"
     if jnp.dtype(case.dtype).itemsize != 2:
@@ -64,6 +70,7 @@ def splash_attention(
     v_BTKH: jax.Array,
     segments_BT: jax.Array,
     *,
+    is_causal: bool,
     window: int | None,
     softcap: float | None,
 ) -> jax.Array:
@@ -71,7 +78,7 @@ def splash_attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     _, T, N, H = q_BTNH.shape
-    kernel = _splash_kernel(T, N, window, softcap, platform() != "tpu")
+    kernel = _splash_kernel(T, N, _splash_mask(T, is_causal, window), softcap, platform() != "tpu")
     ids = _segment_numbers(segments_BT)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
     out: Any = jax.vmap(kernel)(q, k, v, SegmentIds(ids, ids))
@@ -83,10 +90,17 @@ def _segment_numbers(segments_BT: jax.Array) -> jax.Array:
     return jnp.cumsum(segments_BT != jnp.roll(segments_BT, 1, axis=1), axis=1, dtype=jnp.int32)
 
 
-def _splash_kernel(T: int, heads: int, window: int | None, softcap: float | None, interpret: bool) -> Any:
+def _splash_mask(T: int, is_causal: bool, window: int | None) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    mask = splash.CausalMask((T, T)) if window is None else splash.LocalMask((T, T), (window - 1, 0), 0)
+    if window is not None:
+        return splash.LocalMask((T, T), (window - 1, 0 if is_causal else None), 0)
+    return splash.CausalMask((T, T)) if is_causal else splash.FullMask((T, T))
+
+
+def _splash_kernel(T: int, heads: int, mask: Any, softcap: float | None, interpret: bool) -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     block = next(size for size in range(min(LARGEST_BLOCK, T), 0, -LANES) if T % size == 0)
     sizes: dict[str, Any] = {f"block_{name}": block for name in BLOCKS}
     return splash.make_splash_mha_single_device(

@@ -1,4 +1,4 @@
-"""What each query of a row may see: a run of keys, from the first to the last.
+"""What each query of a row may see: a run of keys, from the first to the last, in the same row or in another.
 
 Two places a query are the whole mask, in two comparisons. (Comparing the segments of every pair instead takes jax 0.10
 on CPU 7 times as long: it does not vectorise it.)
@@ -18,6 +18,22 @@ class Reach(NamedTuple):
 
     first_BT: jax.Array
     last_BT: jax.Array
+
+
+def reach_into(segments_BT: jax.Array, key_segments_BS: jax.Array) -> Reach:
+    """The reach of every query into another row: all keys of the segment with its id, in numbers from 0 to S.
+
+    A query without one sees a run that is empty.
+    """
+    S = key_segments_BS.shape[1]
+    place = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), key_segments_BS.shape)
+
+    def row(segments_T: jax.Array, key_segments_S: jax.Array, place_S: jax.Array) -> Reach:
+        firsts = jax.ops.segment_min(place_S, key_segments_S, S + 1)
+        lasts = jax.ops.segment_max(place_S, key_segments_S, S + 1)
+        return Reach(firsts[segments_T], lasts[segments_T])
+
+    return jax.vmap(row)(segments_BT, key_segments_BS, place)
 
 
 def reach(segments_BT: jax.Array, window: int | None = None, prefix_BT: jax.Array | None = None) -> Reach:

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """`x / rms(x) * scale` over the last axis; any shape, the type of `x`."""
+    """`x / rms(x) * scale` over the last axes, those of `scale`; any shape, the type of `x`."""
+    axes = tuple(range(-scale.ndim, 0))
     # float32: the mean of squares of a wide bfloat16 vector loses its last digits.
     x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + eps)
     return (x32 * inverse * scale).astype(x.dtype)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.layers.blockwise import QUERY_BLOCK, SAVED, block_gradients, pairs_at_once, scores, weighted
+from jaxllm.layers.blockwise import QUERY_BLOCK, SAVED, block_gradients, pairs_at_once, products, scores, weighted
 from jaxllm.layers.masks import reach
 
 
@@ -230,7 +230,8 @@ def _gradients(cap: float | None, known: _Known, keys: _Chunk) -> tuple[jax.Arra
             rows = slice(i, i + QUERY_BLOCK)
             s, slope = scores(q[:, rows], k, first[rows], last[rows], place, cap)
             p = jnp.exp(s - log_sums[:, rows, None])
-            dq, dk_block, dv_block = block_gradients(q[:, rows], k, v, d_out[:, rows], p, delta[:, rows, None], slope)
+            ds = p * (products(d_out[:, rows], v) - delta[:, rows, None]) * slope
+            dq, dk_block, dv_block = block_gradients(q[:, rows], k, d_out[:, rows], p, ds)
             dqs.append(dq)
             dk, dv = dk + dk_block, dv + dv_block
         return jnp.concatenate(dqs, axis=1), dk, dv

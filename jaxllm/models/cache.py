@@ -19,6 +19,19 @@ class Cache(NamedTuple):
     """`[L, B, K, S, H]`, or a tuple. Both are products' right sides as they lie, which a CPU need not copy."""
     length: jax.Array
     """`[B]` filled slots. Lower it and the slots beyond are free again, which is how padding is dropped."""
+    memory: "MemoryCache | None" = None
+    """Of a decoder that attends to an encoder."""
+
+
+class MemoryCache(NamedTuple):
+    """Keys and values of an encoder's hidden states, as cross-attention reads them."""
+
+    keys: Tree
+    """`[L, B, K, H, S]`, or a tuple."""
+    values: Tree
+    """`[L, B, K, S, H]`, or a tuple."""
+    length: jax.Array
+    """`[B]` slots that hold a token."""
 
 
 def empty_cache(config: TransformerConfig, batch: int, slots: int, dtype: Any) -> Cache:

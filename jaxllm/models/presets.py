@@ -14,7 +14,7 @@ GPT2_124M = TransformerConfig(
     norm="layer",
     mlp="gelu",
     positions="learned",
-    attention_bias=True,
+    attention_bias="all",
     mlp_bias=True,
 )
 """GPT-2 small (Radford et al. 2019). Its own training dropped 10 %; later ones on more text do not."""

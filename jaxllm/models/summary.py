@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxllm.config import OptimizerConfig, TransformerConfig
-from jaxllm.models.table import Param, decoder_table
+from jaxllm.models.table import Param, parameter_table
 
 FLOAT32 = 4
 """Bytes of a parameter, a gradient and a second moment."""
@@ -45,13 +45,13 @@ class Memory(NamedTuple):
 
 def count_parameters(config: TransformerConfig) -> int:
     """Parameters of a decoder; a tied head is counted once."""
-    return sum(leaf.size for leaf in decoder_table(config).values())
+    return sum(leaf.size for leaf in parameter_table(config).values())
 
 
 def parameters_by_module(config: TransformerConfig) -> dict[str, int]:
     """`{path: parameters}`, where kernel, bias and scale of one module are added and layers are summed."""
     modules: dict[str, int] = {}
-    for path, leaf in decoder_table(config).items():
+    for path, leaf in parameter_table(config).items():
         module, _, name = path.rpartition("/")
         key = module if name in ("kernel", "bias", "scale") else path
         modules[key] = modules.get(key, 0) + leaf.size
@@ -66,7 +66,7 @@ def flops_per_token(config: TransformerConfig, sequence_length: int) -> Flops:
     causally: `(T + 1) / 2` keys on average, or fewer in a sliding window. Packing documents into a row makes
     it less still, which is not counted.
     """
-    table = decoder_table(config)
+    table = parameter_table(config)
     weights = sum(leaf.size for leaf in table.values() if leaf.is_matrix)
     if config.tied_embeddings:
         weights += table["embedding/tokens"].size
@@ -82,7 +82,7 @@ def memory(model: TransformerConfig, optimizer: OptimizerConfig, ema: bool = Fal
     AdamW holds two moments, Lion one, Adafactor one row and one column for each large matrix, and Muon one
     moment for the matrices of the blocks and two for everything else.
     """
-    table = decoder_table(model)
+    table = parameter_table(model)
     parameters = FLOAT32 * count_parameters(model)
     moments = sum(_moment_bytes(leaf, optimizer) for leaf in table.values())
     return Memory(parameters, parameters, moments, parameters if ema else 0)

@@ -27,6 +27,7 @@ def cross_entropy(
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     *,
+    bias_V: jax.Array | None = None,
     chunk: int = 512,
     z_loss: float = 0.0,
     softcap: float | None = None,
@@ -38,6 +39,7 @@ def cross_entropy(
         kernel_DV: the head; its gradient has its type, whatever that of the products is.
         targets_BT: ids.
         weights_BT: 0 drops a token.
+        bias_V: is added to the logits, before the cap.
         chunk: tokens on one device whose logits exist at once; at least one of each row.
         z_loss: weight of the penalty that keeps log Z near 0 (2204.02311 uses 1e-4).
         softcap: logits become `cap * tanh(logits / cap)` (2408.00118).
@@ -46,7 +48,7 @@ def cross_entropy(
         The loss sum, the sum of weights, and `{"nll": the sum without the penalty}`.
     """
     options = _Options(chunk, z_loss, softcap)
-    total, nll = _loss(options, hidden_BTD, kernel_DV, targets_BT, weights_BT)
+    total, nll = _loss(options, hidden_BTD, kernel_DV, bias_V, targets_BT, weights_BT)
     return total, jnp.sum(weights_BT), {"nll": jax.lax.stop_gradient(nll)}
 
 
@@ -79,11 +81,17 @@ def _chunks(hidden_BTD: jax.Array, chunk: int) -> int:
 
 
 def _chunk_loss(
-    options: _Options, kernel_DV: jax.Array, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+    options: _Options,
+    kernel_DV: jax.Array,
+    bias_V: jax.Array | None,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Both sums of one chunk, and what the gradient needs: logits, log Z, one-hot mask, slope of the cap."""
     # float32: the loss is a difference of numbers of the size of log Z.
     logits = jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    logits = logits if bias_V is None else logits + bias_V
     slope = None
     if options.softcap is not None:
         bounded = jnp.tanh(logits / options.softcap)
@@ -99,13 +107,18 @@ def _chunk_loss(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
-    options: _Options, hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+    options: _Options,
+    hidden_BTD: jax.Array,
+    kernel_DV: jax.Array,
+    bias_V: jax.Array | None,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     chunks = _chunks(hidden_BTD, options.chunk)
     kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
 
     def add(sums: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[Any, None]:
-        total, nll, _ = _chunk_loss(options, kernel_DV, *xs)
+        total, nll, _ = _chunk_loss(options, kernel_DV, bias_V, *xs)
         return (sums[0] + total, sums[1] + nll), None
 
     zero = jnp.zeros((), jnp.float32)
@@ -114,37 +127,47 @@ def _loss(
 
 
 def _loss_forward(
-    options: _Options, hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    options: _Options,
+    hidden_BTD: jax.Array,
+    kernel_DV: jax.Array,
+    bias_V: jax.Array | None,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array | None, ...]]:
     chunks = _chunks(hidden_BTD, options.chunk)
     gradient, kernel_dtype = gradient_sharding(kernel_DV), kernel_DV.dtype
     kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
 
     def add(carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         x_BTD, _, weights = xs
-        total, nll, (logits, log_z, hit, slope) = _chunk_loss(options, kernel_DV, *xs)
+        total, nll, (logits, log_z, hit, slope) = _chunk_loss(options, kernel_DV, bias_V, *xs)
         probability = jnp.exp(logits - log_z[..., None]) * (1.0 + 2.0 * options.z_loss * log_z)[..., None]
         d_logits = (probability - hit) * weights[..., None]
         if slope is not None:
             d_logits *= slope
+        d_bias = None if bias_V is None else carry[3] + jnp.sum(d_logits, axis=(0, 1))
         d_logits = d_logits.astype(x_BTD.dtype)
         dx = jnp.einsum("BTV,DV->BTD", d_logits, kernel_DV, out_sharding=along_tokens(x_BTD, 3))
         d_kernel = jnp.einsum("BTD,BTV->DV", x_BTD, d_logits, preferred_element_type=jnp.float32, out_sharding=gradient)
-        return (carry[0] + total, carry[1] + nll, carry[2] + d_kernel), dx
+        return (carry[0] + total, carry[1] + nll, carry[2] + d_kernel, d_bias), dx
 
     zero = jnp.zeros((), jnp.float32)
-    start = (zero, zero, jax.lax.full(kernel_DV.shape, 0, jnp.float32, sharding=gradient))
+    d_kernel = jax.lax.full(kernel_DV.shape, 0, jnp.float32, sharding=gradient)
+    start = (zero, zero, d_kernel, None if bias_V is None else jnp.zeros_like(bias_V))
     xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
-    (total, nll, d_kernel), dx = jax.lax.scan(add, start, xs)
-    return (total, nll), (_joined(dx, _rows_and_tokens(hidden_BTD)[1]), d_kernel.astype(kernel_dtype))
+    (total, nll, d_kernel, d_bias), dx = jax.lax.scan(add, start, xs)
+    return (total, nll), (_joined(dx, _rows_and_tokens(hidden_BTD)[1]), d_kernel.astype(kernel_dtype), d_bias)
 
 
 def _loss_backward(
-    options: _Options, saved: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+    options: _Options, saved: tuple[jax.Array | None, ...], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array | None, ...]:
-    dx_BTD, d_kernel = saved
+    dx_BTD, d_kernel, d_bias = saved
     scale = cotangents[0]
-    return dx_BTD * scale.astype(dx_BTD.dtype), d_kernel * _beside(d_kernel, scale), None, None
+    assert dx_BTD is not None
+    assert d_kernel is not None
+    d_bias = None if d_bias is None else d_bias * scale
+    return dx_BTD * scale.astype(dx_BTD.dtype), d_kernel * _beside(d_kernel, scale), d_bias, None, None
 
 
 def _beside(x: jax.Array, scale: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jaxllm.config import GATED, RunConfig, TransformerConfig
 from jaxllm.models.summary import flops_per_token
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
 from jaxllm.planning.topology import Target
 from jaxllm.sharding.preflight import CUT_FROM, state_on_devices
 
@@ -57,7 +57,7 @@ def _bytes(config: RunConfig, platform: str) -> float:
     kept = state_on_devices(config, platform)
     cut = (mesh.fsdp if mesh.zero_stage >= first else 1 for first in CUT_FROM)
     state = sum(part / parts for part, parts in zip(kept, cut, strict=True))
-    table = decoder_table(model)
+    table = parameter_table(model)
     layer = sum(p.size for path, p in table.items() if path.startswith("layers/")) / model.layers
     ends = 2 * model.vocab_size * model.width
     whole = (2 * layer + ends) * (NARROW + WIDE) if mesh.fsdp > 1 else 0.0  # gathered, and their gradients
@@ -74,7 +74,7 @@ def _seconds(config: RunConfig, asked: Target) -> float:
     tokens = tokens_at_once(config) * train.accumulate
     flops = flops_per_token(model, config.data.sequence_length).total * (1 + RECOMPUTED[train.remat])
     computing = tokens * flops / mesh.tensor / (chip.peak_flops / chip.devices * chip.product_share)
-    numbers = sum(p.size for p in decoder_table(model).values()) / mesh.tensor
+    numbers = sum(p.size for p in parameter_table(model).values()) / mesh.tensor
     moved = numbers * (train.accumulate * MOVED + 5 * WIDE / (mesh.fsdp if mesh.zero_stage else 1))
     computing = max(computing, moved / (chip.memory_bandwidth / chip.devices))
     networks = _networks(config, asked, tokens, numbers)

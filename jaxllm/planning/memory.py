@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import RunConfig
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.text import Operation, called
 from jaxllm.sharding.rules import param_specs
@@ -90,7 +90,7 @@ def _is_on_device(leaf: jax.ShapeDtypeStruct) -> bool:
 
 def gradient_bytes(config: RunConfig, state: State) -> int:
     """Of all gradients on one device, cut as the ZeRO stage says (`sharding/zero.py`)."""
-    table, stage = decoder_table(config.model), config.mesh.zero_stage
+    table, stage = parameter_table(config.model), config.mesh.zero_stage
     specs = param_specs(table) if stage >= 2 else parameter_specs(table, stage)
 
     def cut(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:

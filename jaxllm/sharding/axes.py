@@ -9,8 +9,15 @@ RULES: dict[str, str | None] = {
     "N": "tensor",
     "K": "tensor",
     "F": "tensor",
+    "E": "tensor",
     "H": None,
+    "J": None,
+    "M": None,
     "P": None,
+    "R": None,
+    "W": None,
+    "Y": None,
+    "Z": None,
 }
 """Each logical axis of a parameter and the mesh axis that cuts it."""
 
@@ -26,7 +33,7 @@ def cuts(axes: Axes, rules: dict[str, str | None] = RULES) -> tuple[str | None, 
     unknown = [a for a in axes if a not in rules]
     if unknown:
         raise ValueError(f"no rule for the logical axes {unknown} of {axes}; known are {list(rules)}")
-    is_vector = set(axes) <= {"L", "D"}
+    is_vector = set(axes) <= set("LDWJZ")
     found = tuple(None if is_vector else rules[a] for a in axes)
     used = [axis for axis in found if axis is not None]
     if len(used) != len(set(used)):

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxllm.common.axes import LEGEND
+from jaxllm.common.axes import ALWAYS, LEGEND
 from jaxllm.config import AXES, RunConfig
 from jaxllm.models.summary import Memory, memory
-from jaxllm.models.table import Param, decoder_table
+from jaxllm.models.table import Param, parameter_table
 from jaxllm.sharding.axes import RULES, cuts
 
 NOTICEABLE = 1 << 30
@@ -52,7 +52,7 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
     else:
         sizes = mesh_sizes(config, devices)
         yield from _batch_mistakes(config, sizes)
-        if all(getattr(config.model, field) > 0 for field in LEGEND.values()):
+        if all(getattr(config.model, LEGEND[letter]) > 0 for letter in ALWAYS):
             yield from parameter_mistakes(config, devices)
 
 
@@ -60,7 +60,7 @@ def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, 
     """Parameters that `rules` cannot cut along a mesh which makes that many devices, one line for each cause."""
     sizes = mesh_sizes(config, devices)
     paths: dict[tuple[str, str], list[str]] = {}
-    for path, leaf in decoder_table(config.model).items():
+    for path, leaf in parameter_table(config.model).items():
         try:
             axes = cuts(leaf.axes, rules)
         except ValueError as error:
@@ -132,6 +132,12 @@ def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str
             f"must be a multiple of mesh data {sizes['data']} x fsdp {sizes['fsdp']} = {rows} rows; "
             f"{multiples(train.batch_size, whole)} would do"
         )
+    if sizes["sequence"] > 1 and (config.model.architecture != "decoder" or config.model.positions == "relative"):
+        yield (
+            f"mesh.sequence = {sizes['sequence']}: only rows of a decoder without relative positions can be cut, and "
+            f"model.architecture = {config.model.architecture!r}, model.positions = {config.model.positions!r}; "
+            "1 would do"
+        )
     chunks = 2 * sizes["sequence"]
     if sizes["sequence"] > 1 and not is_multiple(length, chunks):
         yield (
@@ -154,7 +160,7 @@ def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> st
 
     Of the parameters, gradients, optimizer state and moving average; activations are not counted.
     """
-    table, devices = decoder_table(config.model), math.prod(sizes.values())
+    table, devices = parameter_table(config.model), math.prod(sizes.values())
     parts = state_on_devices(config, platform)
     numbers = sum(leaf.size for leaf in table.values())
     beyond = {}

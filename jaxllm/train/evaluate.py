@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
 from jaxllm.data.loader import Batch, Loader
-from jaxllm.objectives.causal_lm import causal_lm_loss
+from jaxllm.objectives.token_loss import token_loss
 from jaxllm.sharding.placement import own_rows, place
 from jaxllm.train.step import make_model
 
@@ -73,7 +73,7 @@ class Evaluator:
         model, chunk = make_model(config), config.train.loss_chunk
 
         def sums(params: Tree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            _, weight, metrics = causal_lm_loss(model, params, batch, None, chunk=chunk)
+            _, weight, metrics = token_loss(model, params, batch, None, chunk=chunk)
             return metrics["nll"], weight
 
         self._sums = jax.jit(sums)

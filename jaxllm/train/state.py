@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree, flatten
 from jaxllm.config import RunConfig
-from jaxllm.models.decoder import initial
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import initial
 from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.optimizer import make_optimizer
 
@@ -35,11 +35,11 @@ class State(NamedTuple):
 
 def run_optimizer(config: RunConfig) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run."""
-    return make_optimizer(config.optimizer, config.train.steps, decoder_table(config.model))
+    return make_optimizer(config.optimizer, config.train.steps, parameter_table(config.model))
 
 
 def _create(config: RunConfig, key: jax.Array) -> State:
-    table = decoder_table(config.model)
+    table = parameter_table(config.model)
     stage = config.mesh.zero_stage
     cut = optimizer_specs(table, stage)
     optimized = jax.sharding.reshard(initial(named_key(key, "params"), table, flatten(cut)), cut)

@@ -15,9 +15,9 @@ from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
 from jaxllm.layers.shards import where_it_lies
-from jaxllm.models.decoder import Decoder
-from jaxllm.models.table import decoder_table
-from jaxllm.objectives.causal_lm import causal_lm_loss
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import Transformer
+from jaxllm.objectives.token_loss import token_loss
 from jaxllm.sharding.gather import Types, gather_at_use
 from jaxllm.sharding.zero import differentiable, model_parameters, optimizer_specs, parameter_specs, summed
 from jaxllm.train.optimizer import learning_rate
@@ -39,14 +39,14 @@ def travel_types(config: RunConfig) -> Types:
     return Types(gathered=compute_dtype(config), summed=jnp.dtype(config.train.reduce_dtype))
 
 
-def make_model(config: RunConfig) -> Decoder:
+def make_model(config: RunConfig) -> Transformer:
     """The model of a run, in its compute type, gathering parameters where it uses them."""
-    return Decoder(
+    return Transformer(
         config.model,
         dtype=compute_dtype(config),
         remat=config.train.remat,
         attention=config.train.attention,
-        at_use=gather_at_use(decoder_table(config.model), travel_types(config)),
+        at_use=gather_at_use(parameter_table(config.model), travel_types(config)),
     )
 
 
@@ -58,7 +58,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
     `learning_rate`, `tokens` (the sum of weights), `finite` and `skipped`. A skipped step does not move the schedule.
     """
     optimizer, rate = run_optimizer(config), learning_rate(config.optimizer, config.train.steps)
-    table, stage = decoder_table(config.model), config.mesh.zero_stage
+    table, stage = parameter_table(config.model), config.mesh.zero_stage
 
     to_device = functools.partial(jax.device_put, device=jax.memory.Space.Device)
     to_host = functools.partial(jax.device_put, device=jax.memory.Space.Host)
@@ -103,7 +103,7 @@ def accumulated(config: RunConfig, state: State, batch: Batch) -> tuple[Tree, ja
 
     Also the sum of weights, and the loss without the z-loss.
     """
-    model, table, stage = make_model(config), decoder_table(config.model), config.mesh.zero_stage
+    model, table, stage = make_model(config), parameter_table(config.model), config.mesh.zero_stage
     parts = config.train.accumulate
     # A product over cut rows sums in its own type: to sum in another, it must leave its parts unsummed.
     late = parts > 1 or (stage == 0 and travel_types(config).summed != jnp.float32)
@@ -112,7 +112,7 @@ def accumulated(config: RunConfig, state: State, batch: Batch) -> tuple[Tree, ja
     def loss(params: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         params = model_parameters(params, state.params, stage)
         dropout_key = key if config.model.dropout > 0 else None
-        total, weight, metrics = causal_lm_loss(
+        total, weight, metrics = token_loss(
             model, params, batch, dropout_key, chunk=config.train.loss_chunk, z_loss=config.train.z_loss
         )
         return total, (weight, metrics["nll"])

@@ -12,8 +12,8 @@ from jaxllm.config import DataConfig, RunConfig, TokenizerConfig, TransformerCon
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.generation.generate import Generator
-from jaxllm.models.decoder import initial
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import initial
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.run_folder import create
 from jaxllm.train.state import State
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     create(root / "run", RunConfig(model=MODEL, **FITTING), root / "t.model")
     with Checkpoints(root / "run", keep=2) as checkpoints:
         for step in (1, 2):
-            params, ema = (initial(jax.random.key(k), decoder_table(MODEL)) for k in (step, 9))
+            params, ema = (initial(jax.random.key(k), parameter_table(MODEL)) for k in (step, 9))
             count = jnp.asarray(step, jnp.int32)
             state = State(count, params, (), ema if step == 2 else None, count)
             pieces = load_tokenizer(root / "t.model").fingerprint
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 def expected(folder, prompt, key=9, **named):
     """What the library gives for the parameters drawn from `key`."""
     tokenizer = load_tokenizer(folder / "tokenizer.model")
-    generator = Generator(MODEL, initial(jax.random.key(key), decoder_table(MODEL)), tokenizer)
+    generator = Generator(MODEL, initial(jax.random.key(key), parameter_table(MODEL)), tokenizer)
     from jaxllm.cli.generate import Command
 
     sampling = Command(run="").sampling

@@ -11,7 +11,7 @@ from jaxllm.common.trees import Tree, nest
 from jaxllm.config import TokenizerConfig, TransformerConfig
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
 
 TEXT = "the quick brown fox jumps over the lazy dog\nand then there were none of them, one by one\n"
 
@@ -33,9 +33,9 @@ LLAMA = TransformerConfig(
 )
 CONFIGS = {
     "grouped queries": LLAMA,
-    "window": replace(LLAMA, sliding_window=5, tied_embeddings=False, qk_norm=True),
+    "window": replace(LLAMA, sliding_window=5, tied_embeddings=False, qk_norm="head"),
     "learned positions": replace(
-        LLAMA, positions="learned", norm="layer", mlp="gelu", attention_bias=True, mlp_bias=True
+        LLAMA, positions="learned", norm="layer", mlp="gelu", attention_bias="all", mlp_bias=True
     ),
     "soft-caps": replace(LLAMA, attention_softcap=2.0, logit_softcap=3.0, embedding_scale=True),
     "parallel": replace(LLAMA, parallel_residual=True, kv_heads=1, tied_embeddings=False),
@@ -45,7 +45,7 @@ CONFIGS = {
 def random_params(config: TransformerConfig) -> Tree:
     """All leaves random, so that one that is left out is seen."""
     random = np.random.default_rng(0)
-    table = decoder_table(config).items()
+    table = parameter_table(config).items()
     draws = {path: leaf.start + (leaf.std or 0.1) * random.normal(size=leaf.shape) for path, leaf in table}
     return nest({path: jnp.asarray(draw, jnp.float32) for path, draw in draws.items()})
 
@@ -53,7 +53,7 @@ def random_params(config: TransformerConfig) -> Tree:
 def chain(successors: dict[int, int], vocab_size: int) -> tuple[TransformerConfig, Tree]:
     """A model that follows each token with its successor, almost surely at any temperature."""
     config = replace(LLAMA, vocab_size=vocab_size, width=vocab_size, layers=1, tied_embeddings=False)
-    params = {path: np.zeros(leaf.shape, np.float32) for path, leaf in decoder_table(config).items()}
+    params = {path: np.zeros(leaf.shape, np.float32) for path, leaf in parameter_table(config).items()}
     params["embedding/tokens"] = np.eye(vocab_size, dtype=np.float32)
     params["final_norm/scale"] = np.full(vocab_size, 10.0, np.float32)
     for token, successor in successors.items():

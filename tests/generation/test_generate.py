@@ -11,8 +11,9 @@ from jaxllm.generation import generate
 from jaxllm.generation.config import SamplingConfig
 from jaxllm.generation.generate import Generator
 from jaxllm.generation.sampling import settings_of
-from jaxllm.models.decoder import Decoder, head_logits
-from jaxllm.models.table import decoder_table
+from jaxllm.models.heads import head_logits
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import Transformer
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import param_specs
 from tests.generation.conftest import CONFIGS, LLAMA, chain, random_params
@@ -31,7 +32,7 @@ def generator(tokenizer):
 
 def full_logits(config, params, tokens):
     """Logits `[T, V]` of one row, without a cache."""
-    x, _ = jax.jit(functools.partial(Decoder(config).apply, {"params": params}))(jnp.asarray([tokens]))
+    x, *_ = jax.jit(functools.partial(Transformer(config).apply, {"params": params}))(jnp.asarray([tokens]))
     return head_logits(params, x[0], config)
 
 
@@ -153,7 +154,7 @@ def test_a_row_ends_where_the_positions_do(tokenizer):
 
 def test_parameters_that_are_cut_over_a_mesh_give_the_same_tokens(generator, tokenizer):
     params, mesh = random_params(LLAMA), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(decoder_table(LLAMA)))
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(parameter_table(LLAMA)))
     cut = Generator(LLAMA, jax.device_put(params, places), tokenizer)
     assert rows_of(cut.tokens(PROMPTS, 8, RANDOM)) == rows_of(generator.tokens(PROMPTS, 8, RANDOM))
 

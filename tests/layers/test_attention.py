@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import MeshConfig
-from jaxllm.layers.attention import cached_attention, causal_attention
+from jaxllm.layers.attention import Mask, attention, cached_attention
 from jaxllm.layers.blockwise import QUERY_BLOCK
 from jaxllm.layers.kernels import cudnn_attention
 from jaxllm.layers.masks import reach
@@ -25,6 +25,10 @@ def draw(T: int, seed: int = 0, heads: int = K) -> tuple[jax.Array, jax.Array, j
     random = np.random.default_rng(seed)
     shapes = (B, T, N, H), (B, T, heads, H), (B, T, heads, H)
     return tuple(jnp.asarray(2 * random.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def causal_attention(q, k, v, segments, *prefix, **limits):
+    return attention(q, k, v, Mask(segments, True, *prefix), **limits)
 
 
 attend = jax.jit(causal_attention, static_argnames=("window", "softcap"))
@@ -89,10 +93,6 @@ def test_values_and_gradients_are_those_of_a_plain_softmax(T, limits):
     assert_all_close(actual, output_and_gradients(reference, *args, **limits), atol=2e-5)
 
 
-def with_prefix(q, k, v, segments, prefix, **limits):
-    return causal_attention(q, k, v, segments, prefix_BT=prefix, **limits)
-
-
 @pytest.mark.parametrize("limits", [{}, {"window": 150, "softcap": 3.0}], ids=str)
 def test_a_prefix_is_seen_by_its_whole_segment(limits):
     """Two documents a row, of which the first has a prefix, the second one or none."""
@@ -100,7 +100,7 @@ def test_a_prefix_is_seen_by_its_whole_segment(limits):
     prefix[:, :30] = True
     prefix[1, LONG - 2 : LONG - 1] = True
     args = *draw(LONG), documents(LONG), jnp.asarray(prefix)
-    actual = output_and_gradients(with_prefix, *args, **limits)
+    actual = output_and_gradients(causal_attention, *args, **limits)
     assert_all_close(actual, output_and_gradients(reference, *args, **limits), atol=2e-5)
 
 
@@ -129,7 +129,7 @@ def fused(q, k, v, segments, *prefix, window=None):
 def test_the_mask_that_the_fused_attention_of_jax_is_given_is_the_same(window, has_prefix):
     prefix = [jnp.asarray(np.arange(LONG) < 30)[None].repeat(B, axis=0)] if has_prefix else []
     args = *draw(LONG), documents(LONG), *prefix
-    expected = output_and_gradients(with_prefix if has_prefix else causal_attention, *args, window=window)
+    expected = output_and_gradients(causal_attention, *args, window=window)
     assert_near(output_and_gradients(fused, *args, window=window), expected)
 
 
@@ -158,8 +158,8 @@ def test_the_zigzag_gives_each_device_an_early_and_a_late_chunk():
 def test_a_prefix_in_rows_that_are_cut_is_refused():
     with jax.set_mesh(make_mesh(MeshConfig(data=1, sequence=8))):
         q, k, v = (jax.device_put(x, P(None, "sequence", None, None)) for x in draw(16))
-        with pytest.raises(ValueError, match="prefix"):
-            causal_attention(q, k, v, documents(16), prefix_BT=jnp.ones((B, 16), bool))
+        with pytest.raises(ValueError, match="causally only"):
+            causal_attention(q, k, v, documents(16), jnp.ones((B, 16), bool))
 
 
 def test_bfloat16_stays_near_float32():
@@ -242,3 +242,65 @@ def test_cached_attention_equals_causal_attention_at_its_slots(limits, T):
     k_BKHS, v_BKSH = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     out = cached_attention(q[rows, slots], k_BKHS, v_BKSH, jnp.asarray(slots), **limits)
     np.testing.assert_allclose(out, whole[rows, slots], atol=1e-5)
+
+
+def seen_by_all(q, k, v, segments, **limits):
+    return attention(q, k, v, Mask(segments, is_causal=False), **limits)
+
+
+@pytest.mark.parametrize("backend", ["xla", "splash"])
+def test_without_a_direction_a_segment_is_seen_whole(backend):
+    random = np.random.default_rng(0)
+    T = 2 * QUERY_BLOCK
+    q, k, v = (jnp.asarray(random.normal(size=(B, T, heads, 128)), jnp.float32) for heads in (N, K, K))
+    everywhere = jnp.ones((B, T), bool)
+    expected = output_and_gradients(reference, q, k, v, documents(T), everywhere)
+    attend = functools.partial(seen_by_all, backend=backend)
+    assert_all_close(output_and_gradients(attend, q, k, v, documents(T)), expected, atol=2e-5)
+
+
+def test_other_rows_are_attended_to_segment_by_segment():
+    """Rows of T queries and S keys; the second row has a segment without keys, which may give anything finite."""
+    T, S = QUERY_BLOCK + 30, 50
+    q, _, _ = draw(T)
+    _, k, v = draw(S, seed=1)
+    segments = jnp.asarray(np.stack([np.arange(T) // 60 + 1, np.minimum(np.arange(T) // 50 + 1, 3)]), jnp.int32)
+    keys = jnp.asarray(np.stack([np.arange(S) // 20 + 1, np.minimum(np.arange(S) // 30 + 1, 2)]), jnp.int32)
+    has_keys = jnp.asarray(segments <= keys.max(axis=1, keepdims=True))[..., None, None]
+
+    def of_others(q, k, v, segments, keys):
+        return jnp.where(has_keys, attention(q, k, v, Mask(segments, key_segments_BS=keys, is_causal=False)), 0)
+
+    def plain(q, k, v, segments, keys):
+        k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+        scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / np.sqrt(H)
+        visible = (segments[:, :, None] == keys[:, None])[:, None] | ~has_keys[..., 0][:, None]
+        p = jax.nn.softmax(scores, where=visible, axis=-1)
+        return jnp.where(has_keys, jnp.einsum("BNTS,BSNH->BTNH", p, v), 0)
+
+    args = q, k, v, segments, keys
+    assert_near(output_and_gradients(of_others, *args), output_and_gradients(plain, *args))
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_a_bias_by_distance_is_added_to_the_scores_and_has_its_gradient(is_causal):
+    q, k, v = draw(LONG)
+    bias = jnp.asarray(np.random.default_rng(2).normal(size=(N, 2 * LONG - 1)), jnp.float32)
+    segments = documents(LONG)
+    distance = np.arange(LONG) - np.arange(LONG)[:, None]
+    visible = (segments[:, None, :, None] == segments[:, None, None]) & ((distance <= 0) | (not is_causal))
+
+    def biased(bias, q, k, v):
+        return attention(q, k, v, Mask(segments, is_causal), bias_NX=bias)
+
+    def plain(bias, q, k, v):
+        k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+        scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / np.sqrt(H) + bias[:, distance + LONG - 1]
+        return jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores, where=visible, axis=-1), v)
+
+    actual, expected = (
+        jax.jit(jax.value_and_grad(lambda *args, f=f: jnp.sum(jnp.sin(f(*args))), argnums=(0, 1, 2, 3)))(bias, q, k, v)
+        for f in (biased, plain)
+    )
+    assert np.abs(expected[1][0]).max() > 0.1
+    assert_near(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from jaxllm.layers import attention
-from jaxllm.layers.attention import causal_attention
+import jaxllm.layers.attention
+from jaxllm.layers.attention import Mask, attention
 from jaxllm.layers.kernels import Case, cudnn_attention, why_not
 from jaxllm.layers.masks import reach
 
@@ -17,7 +17,7 @@ from jaxllm.layers.masks import reach
 @pytest.fixture
 def gpu(monkeypatch):
     """Programs are made as on a GPU, with a cuDNN that is there."""
-    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(jaxllm.layers.attention, "platform", lambda: "gpu")
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
 
 
@@ -56,7 +56,7 @@ def program(fn, *args):
 
 @pytest.mark.parametrize(("tokens", "head_dim"), [SHAPES[0], SHAPES[3], SHAPES[-1]])
 def test_xla_attends_where_cudnn_cannot(gpu, tokens, head_dim):
-    lowered = program(causal_attention, *inputs(tokens, head_dim))
+    lowered = program(lambda q, k, v, segments: attention(q, k, v, Mask(segments)), *inputs(tokens, head_dim))
     assert ("__cudnn$fmha" in lowered) == ((tokens, head_dim) == SHAPES[0])
 
 
@@ -65,8 +65,8 @@ def test_xla_attends_where_cudnn_cannot(gpu, tokens, head_dim):
 def test_cudnn_may_leave_out_what_lies_after_a_query_unless_there_is_a_prefix(gpu, has_prefix, window):
     prefix = jnp.ones((2, 128), bool) if has_prefix else None
 
-    def loss(*args):
-        return causal_attention(*args, prefix_BT=prefix, window=window).astype(jnp.float32).sum()
+    def loss(q, k, v, segments):
+        return attention(q, k, v, Mask(segments, prefix_BT=prefix), window=window).astype(jnp.float32).sum()
 
     lowered = program(jax.grad(loss, argnums=(0, 1, 2)), *inputs(128, 64))
     call = re.compile(r'@(__cudnn\$fmha\w+)\(.*"mask_type": "(\w+)".*"sliding_window_length": (\d+)')

@@ -8,16 +8,17 @@ import pytest
 
 from jaxllm.common.trees import Tree, flatten, map_with_path, nest
 from jaxllm.config import GATED, TransformerConfig
+from jaxllm.layers.attention import Mask
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.rope import rope_tables
-from jaxllm.models.block import Layer, block
-from jaxllm.models.table import decoder_table, group
+from jaxllm.models.block import Context, Layer, block
+from jaxllm.models.table import group, parameter_table
 
 PLAIN = TransformerConfig(
     vocab_size=31, width=16, layers=1, heads=4, kv_heads=2, head_dim=6, ffn=24, init_std=0.3, max_positions=16
 )
 EVERYTHING = replace(
-    PLAIN, norm="layer", attention_bias=True, mlp_bias=True, qk_norm=True, attention_softcap=2.0, mlp="geglu"
+    PLAIN, norm="layer", attention_bias="all", mlp_bias=True, qk_norm="head", attention_softcap=2.0, mlp="geglu"
 )
 B, T = 2, 9
 X = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, PLAIN.width)), jnp.float32)
@@ -27,7 +28,7 @@ ONE_SEGMENT = jnp.zeros((B, T), jnp.int32)
 
 def layer_params(config: TransformerConfig) -> Tree:
     random = np.random.default_rng(0)
-    leaves = group(decoder_table(config), "layers")
+    leaves = group(parameter_table(config), "layers")
     draws = {path: x.start + (x.std or 0.1) * random.normal(size=x.shape[1:]) for path, x in leaves.items()}
     return nest({path: jnp.asarray(x, jnp.float32) for path, x in draws.items()})
 
@@ -36,7 +37,8 @@ def layer_params(config: TransformerConfig) -> Tree:
 def run(config: TransformerConfig, params: Tree, x: jax.Array = X, segments: jax.Array | None = None) -> jax.Array:
     segments = jnp.zeros((B, T), jnp.int32) if segments is None else segments
     tables = rope_tables(jnp.arange(T)[None], config.head_dim, config.rope_theta)
-    return block(config, Layer(params, None, None, None), x, segments, tables, None)[0]
+    context = Context(Mask(segments), rope=tables)
+    return block(config, Layer(params, has_window=config.sliding_window is not None), x, context)[0]
 
 
 def scaled(params: Tree, what: str, factor: float) -> Tree:
@@ -80,7 +82,7 @@ def test_each_mlp_has_its_closed_form(kind):
 
 
 def test_qk_norm_makes_scores_independent_of_the_size_of_queries_and_keys():
-    for config, invariant in ((replace(PLAIN, qk_norm=True), True), (PLAIN, False)):
+    for config, invariant in ((replace(PLAIN, qk_norm="head"), True), (PLAIN, False)):
         params = layer_params(config)
         larger = scaled(scaled(params, "query/kernel", 8.0), "key/kernel", 3.0)
         change = np.abs(run(config, larger) - run(config, params)).max()

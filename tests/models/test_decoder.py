@@ -9,12 +9,14 @@ import pytest
 
 from jaxllm.common.trees import Tree, flatten, map_with_path, nest
 from jaxllm.config import TransformerConfig
+from jaxllm.layers.attention import Mask
 from jaxllm.layers.rope import rope_tables
-from jaxllm.models.block import Layer, block, normalise
+from jaxllm.models.block import Context, Layer, block, normalise
 from jaxllm.models.cache import Cache, empty_cache
-from jaxllm.models.decoder import Decoder, cast_for_use, forward, head_logits, initial, per_layer
+from jaxllm.models.heads import head_logits
 from jaxllm.models.presets import SMOLLM2_135M
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import Transformer, cast_for_use, decode, initial, per_layer
 
 ROPE = TransformerConfig(
     vocab_size=31,
@@ -33,9 +35,9 @@ LEARNED = replace(
     norm="layer",
     mlp="gelu",
     positions="learned",
-    attention_bias=True,
+    attention_bias="all",
     mlp_bias=True,
-    qk_norm=True,
+    qk_norm="head",
     attention_softcap=2.0,
     tied_embeddings=True,
     embedding_scale=True,
@@ -54,20 +56,20 @@ both = pytest.mark.parametrize("config", [ROPE, LEARNED], ids=["rope", "learned"
 def parameters(config: TransformerConfig) -> Tree:
     """All leaves random, so that a norm's scale or a bias that is left out is seen."""
     random = np.random.default_rng(0)
-    draws = {p: x.start + (x.std or 0.1) * random.normal(size=x.shape) for p, x in decoder_table(config).items()}
+    draws = {p: x.start + (x.std or 0.1) * random.normal(size=x.shape) for p, x in parameter_table(config).items()}
     return nest({path: jnp.asarray(x, jnp.float32) for path, x in draws.items()})
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def hidden(model: Decoder, params: Tree, tokens: jax.Array = TOKENS, *inputs: jax.Array, **named: jax.Array):
+def hidden(model: Transformer, params: Tree, tokens: jax.Array = TOKENS, *inputs: jax.Array, **named: jax.Array):
     return model.apply({"params": params}, tokens, *inputs, **named)[0]
 
 
 @both
 def test_a_later_token_leaves_earlier_hidden_states_bit_equal(config):
     params = parameters(config)
-    before = hidden(Decoder(config), params)
-    after = hidden(Decoder(config), params, TOKENS.at[:, 7].add(1) % config.vocab_size)
+    before = hidden(Transformer(config), params)
+    after = hidden(Transformer(config), params, TOKENS.at[:, 7].add(1) % config.vocab_size)
     np.testing.assert_array_equal(after[:, :7], before[:, :7])
     assert np.abs(after[:, 7:] - before[:, 7:]).max(axis=-1).min() > 1e-4
 
@@ -77,30 +79,30 @@ def test_packed_documents_equal_documents_alone(config):
     params, half = parameters(config), T // 2
     positions = jnp.tile(jnp.arange(half), (B, 2))
     segments = jnp.repeat(jnp.asarray([[0, 1], [3, 2]]), half, axis=1)
-    packed = hidden(Decoder(config), params, TOKENS, positions, segments)
-    alone = hidden(Decoder(config), params, TOKENS.reshape(2 * B, half))
+    packed = hidden(Transformer(config), params, TOKENS, positions, segments)
+    alone = hidden(Transformer(config), params, TOKENS.reshape(2 * B, half))
     np.testing.assert_allclose(packed, alone.reshape(packed.shape), atol=1e-5)
 
 
 def test_rotary_positions_may_start_anywhere():
     positions = jnp.broadcast_to(jnp.arange(T) + 100, (B, T))
-    shifted = hidden(Decoder(ROPE), parameters(ROPE), TOKENS, positions)
-    np.testing.assert_allclose(shifted, hidden(Decoder(ROPE), parameters(ROPE)), atol=1e-3)
+    shifted = hidden(Transformer(ROPE), parameters(ROPE), TOKENS, positions)
+    np.testing.assert_allclose(shifted, hidden(Transformer(ROPE), parameters(ROPE)), atol=1e-3)
 
 
 def test_without_positions_order_is_seen_through_the_causal_mask_alone():
     """The last of several equal-context tokens cannot tell their order: attention is a sum over a set."""
     config = replace(ROPE, positions="none", layers=1)
     params = parameters(config)
-    swapped = hidden(Decoder(config), params, TOKENS[:, [1, 0, *range(2, T)]])
-    np.testing.assert_allclose(swapped[:, 2:], hidden(Decoder(config), params)[:, 2:], atol=1e-5)
+    swapped = hidden(Transformer(config), params, TOKENS[:, [1, 0, *range(2, T)]])
+    np.testing.assert_allclose(swapped[:, 2:], hidden(Transformer(config), params)[:, 2:], atol=1e-5)
 
 
 def test_a_window_reaches_one_window_further_with_every_layer():
     config = replace(ROPE, sliding_window=2)
     params = parameters(ROPE)
-    changed = hidden(Decoder(config), params, TOKENS.at[:, 0].add(1) % config.vocab_size)
-    same = np.all(changed == hidden(Decoder(config), params), axis=(0, 2))
+    changed = hidden(Transformer(config), params, TOKENS.at[:, 0].add(1) % config.vocab_size)
+    same = np.all(changed == hidden(Transformer(config), params), axis=(0, 2))
     assert same.tolist() == 4 * [False] + (T - 4) * [True]
 
 
@@ -110,23 +112,24 @@ def test_grouped_queries_equal_every_head_with_its_groups_keys_and_values():
         lambda path, x: jnp.repeat(x, ROPE.heads // ROPE.kv_heads, axis=2) if re.search("key|value", path) else x,
         params,
     )
-    whole = hidden(Decoder(replace(ROPE, kv_heads=ROPE.heads)), repeated)
-    np.testing.assert_allclose(whole, hidden(Decoder(ROPE), params), atol=1e-5)
+    whole = hidden(Transformer(replace(ROPE, kv_heads=ROPE.heads)), repeated)
+    np.testing.assert_allclose(whole, hidden(Transformer(ROPE), params), atol=1e-5)
 
 
 def test_the_scan_over_layers_equals_the_layers_one_by_one():
     params = parameters(ROPE)
     x = params["embedding"]["tokens"][TOKENS]
     tables = rope_tables(jnp.arange(T)[None], ROPE.head_dim, ROPE.rope_theta)
+    context = Context(Mask(jnp.ones_like(TOKENS)), rope=tables)
     for i in range(ROPE.layers):
-        layer = Layer(jax.tree.map(lambda x, i=i: x[i], params["layers"]), None, None, None)
-        x, _ = jax.jit(block, static_argnums=0)(ROPE, layer, x, jnp.ones_like(TOKENS), tables, None)
+        params_i = jax.tree.map(lambda x, i=i: x[i], params["layers"])
+        x = jax.jit(lambda params, x: block(ROPE, Layer(params), x, context)[0])(params_i, x)
     expected = normalise(ROPE, params["final_norm"], x)
-    np.testing.assert_allclose(hidden(Decoder(ROPE), params), expected, atol=1e-5)
+    np.testing.assert_allclose(hidden(Transformer(ROPE), params), expected, atol=1e-5)
 
 
 @functools.cache
-def training_pass(model: Decoder) -> jax.stages.Compiled:
+def training_pass(model: Transformer) -> jax.stages.Compiled:
     """`(params, dropout key) -> (loss, gradients)`."""
 
     def loss(params: Tree, key: jax.Array) -> jax.Array:
@@ -141,22 +144,22 @@ DROPPING = replace(ROPE, dropout=0.2)
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_recomputing_changes_no_value_and_no_gradient(remat):
-    value, gradients = training_pass(Decoder(DROPPING))(parameters(ROPE), QUICK_KEY)
-    again, recomputed = training_pass(Decoder(DROPPING, remat=remat))(parameters(ROPE), QUICK_KEY)
+    value, gradients = training_pass(Transformer(DROPPING))(parameters(ROPE), QUICK_KEY)
+    again, recomputed = training_pass(Transformer(DROPPING, remat=remat))(parameters(ROPE), QUICK_KEY)
     np.testing.assert_allclose(again, value, rtol=1e-6)
     for path, gradient in flatten(gradients).items():
         np.testing.assert_allclose(flatten(recomputed)[path], gradient, rtol=1e-5, atol=1e-5, err_msg=path)
 
 
 def test_each_policy_saves_less_than_the_one_before():
-    programs = [training_pass(Decoder(DROPPING, remat=remat)) for remat in ("none", "dots", "full")]
+    programs = [training_pass(Transformer(DROPPING, remat=remat)) for remat in ("none", "dots", "full")]
     none, dots, full = (program.memory_analysis().temp_size_in_bytes for program in programs)
     assert none > dots > full
 
 
 def test_dropout_acts_only_with_a_key_and_follows_it():
-    model, params = Decoder(replace(ROPE, dropout=0.3)), parameters(ROPE)
-    np.testing.assert_array_equal(hidden(model, params), hidden(Decoder(ROPE), params))
+    model, params = Transformer(replace(ROPE, dropout=0.3)), parameters(ROPE)
+    np.testing.assert_array_equal(hidden(model, params), hidden(Transformer(ROPE), params))
     once = hidden(model, params, dropout_key=KEY)
     np.testing.assert_array_equal(once, hidden(model, params, dropout_key=KEY))
     assert np.abs(once - hidden(model, params, dropout_key=jax.random.key(2))).max() > 0.1
@@ -166,10 +169,10 @@ def test_dropout_acts_only_with_a_key_and_follows_it():
 def test_embedding_and_each_branch_of_each_layer_are_dropped_independently():
     """Let each of the 2 L + 1 write a one: an element of the stream counts those that were kept."""
     rate, writers = 0.4, 2 * ROPE.layers + 1
-    config = replace(ROPE, width=512, dropout=rate, attention_bias=True, mlp_bias=True)
+    config = replace(ROPE, width=512, dropout=rate, attention_bias="all", mlp_bias=True)
     ones = re.compile("embedding|(output|down)/bias|final_norm")
     params = map_with_path(lambda path, x: x * 0.0 + bool(ones.search(path)), parameters(config))
-    x = np.asarray(hidden(Decoder(config), params, dropout_key=KEY))
+    x = np.asarray(hidden(Transformer(config), params, dropout_key=KEY))
     kept = writers * x / x.max(axis=-1, keepdims=True)
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-4)
     n = kept.size
@@ -184,7 +187,7 @@ WIDE = replace(LEARNED, width=64, layers=4, vocab_size=300, mlp="swiglu", tied_e
 
 @functools.cache
 def start() -> dict[str, np.ndarray]:
-    tree = jax.jit(lambda: initial(KEY, decoder_table(WIDE)))()
+    tree = jax.jit(lambda: initial(KEY, parameter_table(WIDE)))()
     return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
 
 
@@ -213,13 +216,13 @@ def test_leaves_and_layers_start_from_different_numbers():
 def test_a_leaf_starts_from_its_path_alone():
     """A field that adds a leaf must not move the others."""
     path = "layers/mlp/up/kernel"
-    alone = initial(KEY, {path: decoder_table(WIDE)[path]})
+    alone = initial(KEY, {path: parameter_table(WIDE)[path]})
     np.testing.assert_allclose(flatten(alone)[path], start()[path], rtol=1e-5)
 
 
 def test_declared_parameters_are_those_of_the_table_and_count_as_published():
-    shapes = jax.eval_shape(Decoder(SMOLLM2_135M).init, jax.random.key(0), TOKENS)["params"]
-    table = decoder_table(SMOLLM2_135M)
+    shapes = jax.eval_shape(Transformer(SMOLLM2_135M).init, jax.random.key(0), TOKENS)["params"]
+    table = parameter_table(SMOLLM2_135M)
     declared = {path: leaf.shape for path, leaf in flatten(shapes).items()}
     assert declared == {path: leaf.shape for path, leaf in table.items()}
     assert sum(leaf.size for leaf in table.values()) == 134_515_008
@@ -228,13 +231,13 @@ def test_declared_parameters_are_those_of_the_table_and_count_as_published():
 def test_scaled_embeddings_are_multiplied_by_the_root_of_the_width():
     params = parameters(ROPE)
     larger = params | {"embedding": {"tokens": params["embedding"]["tokens"] * ROPE.width**0.5}}
-    scaled = hidden(Decoder(replace(ROPE, embedding_scale=True)), params)
-    np.testing.assert_allclose(scaled, hidden(Decoder(ROPE), larger), atol=1e-5)
+    scaled = hidden(Transformer(replace(ROPE, embedding_scale=True)), params)
+    np.testing.assert_allclose(scaled, hidden(Transformer(ROPE), larger), atol=1e-5)
 
 
 @both
 def test_the_head_is_its_own_or_the_embedding(config):
-    params, x = parameters(config), hidden(Decoder(config), parameters(config))
+    params, x = parameters(config), hidden(Transformer(config), parameters(config))
     kernel = params["embedding"]["tokens"].T if config.tied_embeddings else params["head"]["kernel"]
     np.testing.assert_allclose(head_logits(params, x, config), x @ kernel, atol=1e-5)
     capped = head_logits(params, x, replace(config, logit_softcap=2.0))
@@ -244,8 +247,8 @@ def test_the_head_is_its_own_or_the_embedding(config):
 @both
 def test_bfloat16_activations_stay_near_float32_and_logits_are_float32(config):
     params = parameters(config)
-    x = hidden(Decoder(config, dtype=jnp.bfloat16), params)
-    exact = hidden(Decoder(config), params)
+    x = hidden(Transformer(config, dtype=jnp.bfloat16), params)
+    exact = hidden(Transformer(config), params)
     assert x.dtype == jnp.bfloat16
     assert head_logits(params, x, config).dtype == jnp.float32
     assert np.linalg.norm(x.astype(jnp.float32) - exact) < 0.05 * np.linalg.norm(exact)
@@ -264,8 +267,8 @@ def test_every_group_passes_through_at_use_just_before_it_is_used():
         return jax.tree.map(lambda x: 2 * x, params)
 
     params = parameters(ROPE)
-    doubled = hidden(Decoder(ROPE), jax.tree.map(lambda x: 2 * x, params))
-    np.testing.assert_array_equal(hidden(Decoder(ROPE, at_use=at_use), params), doubled)
+    doubled = hidden(Transformer(ROPE), jax.tree.map(lambda x: 2 * x, params))
+    np.testing.assert_array_equal(hidden(Transformer(ROPE, at_use=at_use), params), doubled)
     assert seen.keys() == {"embedding", "layers", "final_norm"}
     assert seen["layers"]["mlp/up/kernel"] == 2, "a layer's slice has no layer axis"
 
@@ -275,15 +278,15 @@ def test_cached_decoding_of_rows_of_different_lengths_equals_the_full_pass(confi
     """Padded prompts go in at once, by the scan over layers; their padding is dropped by lowering the length; then
     token by token, by the loop over layers that generation uses."""
     params, lengths, padded = parameters(config), jnp.asarray([7, 3]), 8
-    step = jax.jit(functools.partial(forward, Decoder(config)))
-    full = hidden(Decoder(config), params)
-    prompt, cache = step(params, TOKENS[:, :padded], cache=empty_cache(config, B, T, jnp.float32))
+    step = jax.jit(functools.partial(decode, Transformer(config)))
+    full = hidden(Transformer(config), params)
+    prompt, cache, _ = step(params, TOKENS[:, :padded], cache=empty_cache(config, B, T, jnp.float32))
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prompt[row, :length], full[row, :length], atol=1e-4)
     params = params | {"layers": per_layer(params["layers"])}
     cache = Cache(per_layer(cache.keys), per_layer(cache.values), lengths)
     for _ in range(T - int(lengths.max())):
         here = cache.length
-        x, cache = step(params, jnp.take_along_axis(TOKENS, here[:, None], axis=1), cache=cache)
+        x, cache, _ = step(params, jnp.take_along_axis(TOKENS, here[:, None], axis=1), cache=cache)
         np.testing.assert_array_equal(cache.length, here + 1)
         np.testing.assert_allclose(x[:, 0], full[np.arange(B), here], atol=1e-4)

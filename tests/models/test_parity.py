@@ -11,9 +11,10 @@ import pytest
 from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import TransformerConfig
 from jaxllm.models.block import normalise
-from jaxllm.models.decoder import Decoder, head_logits
-from jaxllm.models.table import decoder_table
-from jaxllm.objectives.causal_lm import causal_lm_loss
+from jaxllm.models.heads import head_logits
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import Transformer
+from jaxllm.objectives.token_loss import token_loss
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -39,7 +40,7 @@ GPT2 = TransformerConfig(
     norm="layer",
     mlp="gelu",
     positions="learned",
-    attention_bias=True,
+    attention_bias="all",
     mlp_bias=True,
 )
 
@@ -97,7 +98,7 @@ def gpt2_params(weights: dict[str, np.ndarray]) -> Tree:
 
 
 def shaped(flat: dict[str, np.ndarray], config: TransformerConfig) -> Tree:
-    table = decoder_table(config)
+    table = parameter_table(config)
     assert flat.keys() == table.keys()
     return nest({path: jnp.asarray(flat[path].reshape(leaf.shape)) for path, leaf in table.items()})
 
@@ -117,7 +118,7 @@ def case(request: pytest.FixtureRequest) -> tuple[TransformerConfig, Tree, dict[
 
 @jax.jit(static_argnums=0)
 def hidden_states(config: TransformerConfig, params: Tree, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    return Decoder(config).apply({"params": params}, tokens, segments_BT=mask)[0]
+    return Transformer(config).apply({"params": params}, tokens, segments_BT=mask)[0]
 
 
 def inputs(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +144,7 @@ def test_logits_match(case):
 @jax.jit(static_argnums=0)
 def mean_loss_and_gradients(config: TransformerConfig, params: Tree, batch: Tree) -> tuple[jax.Array, Tree]:
     def mean(params: Tree) -> jax.Array:
-        total, weight, _ = causal_lm_loss(Decoder(config), params, batch, None, chunk=64)
+        total, weight, _ = token_loss(Transformer(config), params, batch, None, chunk=64)
         return total / weight
 
     return jax.value_and_grad(mean)(params)

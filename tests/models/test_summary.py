@@ -9,10 +9,11 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxllm.common.trees import Tree
 from jaxllm.config import OptimizerConfig, RunConfig, TransformerConfig
-from jaxllm.models.decoder import Decoder, head_logits, initial
+from jaxllm.models.heads import head_logits
 from jaxllm.models.presets import GPT2_124M, LLAMA2_7B, LLAMA3_2_1B, LLAMA3_8B, SMOLLM2_135M
 from jaxllm.models.summary import Memory, count_parameters, flops_per_token, memory, parameters_by_module
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import Transformer, initial
 from jaxllm.train.state import run_optimizer
 
 ODD = TransformerConfig(
@@ -24,9 +25,9 @@ ODD = TransformerConfig(
     head_dim=40,
     ffn=136,
     norm="layer",
-    attention_bias=True,
+    attention_bias="all",
     tied_embeddings=False,
-    qk_norm=True,
+    qk_norm="head",
     positions="learned",
     max_positions=64,
 )
@@ -96,10 +97,10 @@ def test_flops_are_those_of_the_products_that_the_model_makes(config):
     """Of one token, so that every key that is read is one that it sees."""
 
     def logits(params: Tree, tokens: jax.Array) -> jax.Array:
-        hidden, _ = Decoder(config).apply({"params": params}, tokens)
+        hidden, *_ = Transformer(config).apply({"params": params}, tokens)
         return head_logits(params, hidden, config)
 
-    params = jax.eval_shape(lambda: initial(jax.random.key(0), decoder_table(config)))
+    params = jax.eval_shape(lambda: initial(jax.random.key(0), parameter_table(config)))
     traced = jax.make_jaxpr(logits)(params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
     assert 3 * product_flops(traced.jaxpr) == flops_per_token(config, 1).total
 
@@ -108,7 +109,7 @@ def test_flops_are_those_of_the_products_that_the_model_makes(config):
 @pytest.mark.parametrize("config", [ODD, replace(ODD, layers=130, width=16, ffn=129)], ids=["wide", "deep"])
 def test_memory_is_that_of_the_arrays_which_the_optimizer_makes(kind, config):
     run = RunConfig(model=config, optimizer=OptimizerConfig(kind=kind))
-    params = jax.eval_shape(lambda: initial(jax.random.key(0), decoder_table(config)))
+    params = jax.eval_shape(lambda: initial(jax.random.key(0), parameter_table(config)))
     state = jax.eval_shape(run_optimizer(run).init, params)
     # Counters, Muon's coefficients and the placeholders of Adafactor are the leaves of a few numbers.
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.size > 8)

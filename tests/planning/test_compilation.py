@@ -27,7 +27,7 @@ Total hbm usage >= 25.61G:
 Largest program allocations in hbm:
 
   1. Size: 8.00G
-     Operator: op_name="jit(step)/jvp(Decoder)/while/body/closed_call/mlp/dot_general" source_file="x.py"
+     Operator: op_name="jit(step)/jvp(Transformer)/while/body/closed_call/mlp/dot_general" source_file="x.py"
      Shape: bf16[32,8,4096,4096]{3,2,1,0:T(8,128)(2,1)}
      Unpadded size: 8.00G
      XLA label: fusion.1 = fusion(...)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxllm.config import MeshConfig
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
 from jaxllm.planning.compilation import Allocation, TooLarge
 from jaxllm.planning.memory import device_bytes, gradient_bytes, largest, memory_of, refused, short_name, state_tensors
 from jaxllm.planning.text import parse
@@ -17,7 +17,7 @@ from jaxllm.train.state import abstract_state
 
 def sizes(config):
     """Parameters that can be cut, and those that cannot."""
-    leaves = decoder_table(config.model).values()
+    leaves = parameter_table(config.model).values()
     cut = sum(leaf.size for leaf in leaves if "fsdp" in spec(leaf.axes))
     return cut, sum(leaf.size for leaf in leaves) - cut
 
@@ -99,6 +99,6 @@ def test_a_refused_program_shows_what_the_compiler_names_or_else_the_state(compi
 
 
 def test_names_leave_out_how_jax_traced():
-    source = "jit(step)/transpose(jvp(Decoder))/while/body/closed_call/checkpoint/mlp/dot_general"
-    assert short_name(source) == "transpose(jvp(Decoder))/mlp/dot_general"
+    source = "jit(step)/transpose(jvp(Transformer))/while/body/closed_call/checkpoint/mlp/dot_general"
+    assert short_name(source) == "transpose(jvp(Transformer))/mlp/dot_general"
     assert short_name("state.params[\\'head\\'][\\'kernel\\']") == "state.params['head']['kernel']"

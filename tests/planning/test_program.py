@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig, UserError
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
 from jaxllm.planning.compilation import abstract_batch
 from jaxllm.planning.program import Collective, collectives
 from jaxllm.planning.topology import Torus
@@ -107,7 +107,7 @@ def step_bytes(
 
 def sizes_of(model: TransformerConfig) -> tuple[int, int, int]:
     """Bytes of the blocks' matrices, of embedding and head, and of the vectors."""
-    table = decoder_table(model)
+    table = parameter_table(model)
     ends = sum(leaf.size for path, leaf in table.items() if path.startswith(("embedding", "head")))
     blocks = sum(leaf.size for path, leaf in table.items() if leaf.is_matrix and path.startswith("layers"))
     return 4 * blocks, 4 * ends, 4 * (sum(leaf.size for leaf in table.values()) - blocks - ends)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxllm.layers.attention import QUERY_BLOCK, causal_attention
+from jaxllm.layers.attention import QUERY_BLOCK, Mask, attention
 from jaxllm.planning.text import parse
 from jaxllm.planning.work import meets, work
 from tests.planning.programs import ASYNC_GATHER, BATCHED_PRODUCT, KERNEL, SPLASH
@@ -35,7 +35,7 @@ def test_a_product_in_a_loop_counts_as_often_as_it_runs():
 def test_attention_counts_the_blocks_up_to_the_diagonal():
     B, T, N, H = 2, 3 * QUERY_BLOCK, 4, 16
     segments = jnp.ones((B, T), jnp.int32)
-    found = compiled(lambda q, k, v: causal_attention(q, k, v, segments), *[(B, T, N, H)] * 3)
+    found = compiled(lambda q, k, v: attention(q, k, v, Mask(segments)), *[(B, T, N, H)] * 3)
     blocks = (1 + 2 + 3) * QUERY_BLOCK * QUERY_BLOCK
     assert found.flops == 2 * 2 * B * N * H * blocks
 

@@ -8,12 +8,12 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, TransformerConfig
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
 from jaxllm.sharding.gather import Types, gather_at_use
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH, REPLICAS, param_specs, spec
 
-TABLE = decoder_table(TransformerConfig(tied_embeddings=False, qk_norm=True, attention_bias=True))
+TABLE = parameter_table(TransformerConfig(tied_embeddings=False, qk_norm="head", attention_bias="all"))
 
 
 def test_matrices_are_cut_along_both_axes():

@@ -8,8 +8,9 @@ from jax.sharding import NamedSharding
 from jaxllm.common.trees import nest
 from jaxllm.data.corpus import prepare_corpus
 from jaxllm.data.loader import Loader
-from jaxllm.models.decoder import Decoder, head_logits
-from jaxllm.models.table import decoder_table
+from jaxllm.models.heads import head_logits
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import Transformer
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import param_specs
 from jaxllm.train.checkpoint import load_run_params
@@ -25,7 +26,7 @@ def loader(recipe):
 @pytest.fixture(scope="module")
 def params(recipe):
     rng = np.random.default_rng(0)
-    table = decoder_table(recipe.model)
+    table = parameter_table(recipe.model)
     return nest({path: rng.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in table.items()})
 
 
@@ -33,14 +34,14 @@ def evaluate(recipe, loader, params, whole=True, stop=lambda: False):
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
         evaluator = Evaluator(recipe, loader, mesh, stop)
-        specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(decoder_table(recipe.model)))
+        specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(parameter_table(recipe.model)))
         return evaluator(jax.device_put(params, specs), whole)
 
 
 def test_the_whole_is_every_held_out_token_and_byte_and_the_part_its_first_batches(recipe, loader, params):
     @jax.jit
     def model(params, *batch):
-        return head_logits(params, Decoder(recipe.model).apply({"params": params}, *batch)[0], recipe.model)
+        return head_logits(params, Transformer(recipe.model).apply({"params": params}, *batch)[0], recipe.model)
 
     nats = []
     for batch in loader.validation_batches(8):

@@ -8,11 +8,11 @@ import pytest
 
 from jaxllm.common.trees import flatten, map_with_path, nest
 from jaxllm.config import OptimizerConfig, ScheduleConfig, TransformerConfig
-from jaxllm.models.decoder import initial
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
+from jaxllm.models.transformer import initial
 from jaxllm.train.optimizer import learning_rate, make_optimizer
 
-TABLE = decoder_table(
+TABLE = parameter_table(
     TransformerConfig(vocab_size=32, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=24, tied_embeddings=False)
 )
 
@@ -57,7 +57,7 @@ def test_first_lion_update_is_the_sign():
 
 
 def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
-    table = decoder_table(
+    table = parameter_table(
         TransformerConfig(vocab_size=256, width=128, layers=1, heads=2, kv_heads=2, head_dim=128, ffn=256)
     )
     optimizer = make_optimizer(OptimizerConfig(kind="adafactor"), 10, table)

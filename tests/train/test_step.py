@@ -21,7 +21,7 @@ from jaxllm.config import (
     TransformerConfig,
 )
 from jaxllm.models.summary import count_parameters, memory
-from jaxllm.models.table import decoder_table
+from jaxllm.models.table import parameter_table
 from jaxllm.planning.compilation import abstract_batch
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import place
@@ -101,7 +101,7 @@ def test_gradients_of_replicas_are_those_of_one_device_with_the_whole_batch(one_
         @jax.jit
         def mean(state, batch):
             grads, weight, _ = accumulated(config, state, batch)
-            return jax.tree.map(lambda g: g / weight, summed(grads, decoder_table(MODEL), 0, "float32"))
+            return jax.tree.map(lambda g: g / weight, summed(grads, parameter_table(MODEL), 0, "float32"))
 
         with jax.set_mesh(mesh):
             return flatten(mean(state, place(batch(), mesh)))
@@ -174,7 +174,7 @@ def travelling(stage, **types):
     """
     mesh = MeshConfig(data=2, fsdp=4, zero_stage=stage)
     config = dataclasses.replace(CONFIG, mesh=mesh, train=dataclasses.replace(CONFIG.train, **types))
-    made, table = make_mesh(mesh), decoder_table(MODEL)
+    made, table = make_mesh(mesh), parameter_table(MODEL)
 
     def gradients(state, batch):
         return summed(accumulated(config, state, batch)[0], table, stage, travel_types(config).summed)
@@ -204,7 +204,7 @@ def moves(jaxpr):
 
 @pytest.mark.parametrize("stage", range(4))
 def test_parameters_travel_in_the_type_of_the_products_and_gradients_in_the_one_asked_for(stage):
-    cut = sum("fsdp" in axes for axes in flatten(param_specs(decoder_table(MODEL))).values())
+    cut = sum("fsdp" in axes for axes in flatten(param_specs(parameter_table(MODEL))).values())
     for compute_dtype, reduce_dtype in (("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")):
         gathered, added = travelling(stage, compute_dtype=compute_dtype, reduce_dtype=reduce_dtype)
         assert gathered == ({compute_dtype: 2 * cut - 1} if stage == 3 else {})  # the embedding once, the others twice
@@ -256,7 +256,7 @@ def test_loss_falls_on_one_batch_and_starts_at_the_log_of_the_vocabulary():
 def test_every_leaf_of_the_state_is_cut_as_the_stage_says_before_and_after_a_step(mesh):
     stage = mesh["zero_stage"]
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, ema_decay=0.9))
-    cut = flatten(param_specs(decoder_table(MODEL)))
+    cut = flatten(param_specs(parameter_table(MODEL)))
     whole = {path: P(*(None if axis == "fsdp" else axis for axis in spec)) for path, spec in cut.items()}
     wanted = {"params": cut if stage == 3 else whole, "opt_state": cut if stage >= 1 else whole}
     wanted["ema"] = wanted["opt_state"]

@@ -1,83 +1,12 @@
-"""The frozen dataclasses that describe a run. A recipe in `configs/` builds one; the command line overrides it.
+"""A run: its data, optimizer, devices, and how long."""
 
-Nothing here imports jax: a configuration is read, checked (`jaxllm/validation.py`) and saved before any
-device is touched. The text under each field is its `--help`.
-"""
-
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-T = TypeVar("T")
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend. The command line prints its text alone and exits with status 2."""
-
-
-GATED = frozenset({"swiglu", "geglu"})
-"""The MLPs with a second projection, multiplied onto the activated one."""
+from jaxllm.config.model import TransformerConfig
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 """Of the mesh, outermost first; fields of `MeshConfig`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """One configurable block, repeated; a family (Llama, GPT-2, ...) is a setting of these fields."""
-
-    vocab_size: int = 4096
-    """Rows of the token embedding; at least the tokenizer's size."""
-    width: int = 256
-    """D, the size of the residual stream."""
-    layers: int = 6
-    """L, the number of blocks."""
-    heads: int = 4
-    """N, query heads."""
-    kv_heads: int = 4
-    """K, key-value heads; fewer than `heads` is grouped-query attention, 1 is multi-query."""
-    head_dim: int = 64
-    """H, the size of one head."""
-    ffn: int = 768
-    """F, the hidden size of the MLP."""
-    max_positions: int = 2048
-    """The longest sequence that the model is meant for; rows of the learned position table."""
-    norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm, or LayerNorm with a bias."""
-    norm_eps: float = 1e-5
-    """Added to the variance in every norm."""
-    mlp: Literal["swiglu", "geglu", "gelu", "relu2"] = "swiglu"
-    """Gated (SwiGLU, GeGLU) or plain (tanh GELU, squared ReLU) feed-forward."""
-    positions: Literal["rope", "learned", "none"] = "rope"
-    """Rotary, a learned table added to the embedding, or none."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths."""
-    attention_bias: bool = False
-    """Biases on query, key, value and output projections."""
-    mlp_bias: bool = False
-    """Biases on the MLP's projections."""
-    qk_norm: bool = False
-    """RMSNorm of each query and key head before the rotation."""
-    attention_softcap: float | None = None
-    """Scores become cap * tanh(scores / cap)."""
-    logit_softcap: float | None = None
-    """Logits become cap * tanh(logits / cap)."""
-    sliding_window: int | None = None
-    """A token sees itself and this many minus one tokens before it."""
-    tied_embeddings: bool = True
-    """The head is the transposed token embedding."""
-    embedding_scale: bool = False
-    """Multiply embeddings by sqrt(width), as Gemma does."""
-    parallel_residual: bool = False
-    """Attention and MLP read the same input and are added together, as in GPT-NeoX."""
-    dropout: float = 0.0
-    """Dropped share of each residual branch and of the embedding, in training only."""
-    init_std: float = 0.02
-    """Standard deviation of every matrix; residual outputs are scaled by 1 / sqrt(2 layers)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +184,7 @@ class RunConfig:
     """Steps between lines of metrics."""
     profile_steps: int = 0
     """Steps recorded by the profiler, after the first ten of a long run, into `<run folder>/profile`."""
-    model: TransformerConfig = TransformerConfig()
+    model: TransformerConfig = TransformerConfig()  # noqa: RUF009  frozen
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -263,83 +192,3 @@ class RunConfig:
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
-
-
-def to_dict(config: Any) -> Any:
-    """The configuration as plain dicts, lists and scalars, ready for JSON."""
-    if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    return [to_dict(c) for c in config] if isinstance(config, list | tuple) else config
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The inverse of `to_dict`; fields that are left out have their defaults.
-
-    Raises:
-        UserError: with all that `read_dict` finds wrong.
-    """
-    config, mistakes = read_dict(cls, values)
-    if mistakes:
-        raise UserError("\n".join(mistakes.values()))
-    return config
-
-
-def read_dict(cls: type[T], values: Mapping[str, Any]) -> tuple[T, dict[str, str]]:
-    """`values` as a `cls` that has its defaults where they cannot be read; and for each such field what is wrong.
-
-    Wrong are a key that `cls` does not have, which is told of with the nearest that it has, and a value of another
-    type.
-    """
-    mistakes: dict[str, str] = {}
-    return _read(cls, values, cls(), "", mistakes), mistakes
-
-
-def _read(hint: Any, value: Any, default: Any, where: str, mistakes: dict[str, str]) -> Any:
-    """`value` as a `hint`; else the `default`, and an entry in `mistakes`."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        hints, prefix, known = typing.get_type_hints(hint), f"{where}." if where else "", {}
-        for key, item in value.items():
-            name = f"{prefix}{key}"
-            if key in hints:
-                known[key] = _read(hints[key], item, getattr(default, key), name, mistakes)
-            else:
-                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
-                mistakes[name] = f"{name}: there is no such field; the nearest is {prefix}{near}"
-        return typing.cast(type, hint)(**known)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_read(args[0], item, args[0](), f"{where}.{i}", mistakes) for i, item in enumerate(value))
-    if origin is types.UnionType:  # the only ones are `X | None`
-        return None if value is None else _read(args[0], value, default, where, mistakes)
-    if hint is float and type(value) is int:
-        return float(value)
-    if value in args if origin is Literal else type(value) is hint:
-        return value
-    mistakes[where] = f"{where or 'the configuration'} = {value!r}: expected {expected(hint)}"
-    return default
-
-
-def expected(hint: Any) -> str:
-    """What a field of that type takes, in words."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, args))
-    if origin is tuple:
-        return f"a list, each of it {expected(args[0])}"
-    if origin is types.UnionType:  # the only ones are `X | None`
-        return f"{expected(args[0])}, or None"
-    if dataclasses.is_dataclass(hint):
-        return f"the fields of a {typing.cast(type, hint).__name__}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
-
-
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """`field: old -> new` for each leaf in which two configurations differ."""
-    if dataclasses.is_dataclass(old) and type(old) is type(new):
-        pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
-    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
-        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
-    prefix = f"{where}." if where else ""
-    return [line for name, a, b in pairs for line in differences(a, b, prefix + name)]
