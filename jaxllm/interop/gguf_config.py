@@ -148,25 +148,28 @@ def write_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
             ones = " or ".join(map(repr, allowed))
             raise UserError(f"{name} = {config[name]!r}: a GGUF file of '{family.arch}' stands for {ones}")
     if family.arch == "gpt2":
-        config = {"n_positions": config.get("n_ctx"), **config}
-        config["n_inner"] = config.get("n_inner") or 4 * config.get("n_embd", 0)
+        inner = config.get("n_inner") or 4 * (config.get("n_embd") or 0)
+        config = {**config, "n_positions": config.get("n_positions") or config.get("n_ctx"), "n_inner": inner}
     metadata = {}
     for name, (key, kind, required) in family.fields.items():
-        value = config.get(name)
-        if value is not None and (not isinstance(value, (int, float) if kind is float else kind)):
-            raise UserError(f"{name} = {value!r} in the model's config: expected a value of type {kind.__name__}")
-        if value is not None:
-            metadata[f"{family.arch}.{key}"] = kind(value)
+        if config.get(name) is not None:
+            metadata[f"{family.arch}.{key}"] = _checked(name, config[name], kind)
         elif required:
             raise UserError(f"the model's config has no '{name}', which a GGUF file must say")
-    if not isinstance(config.get("vocab_size"), int):
-        raise UserError(f"vocab_size = {config.get('vocab_size')!r} in the model's config: expected a whole number")
-    metadata[f"{family.arch}.vocab_size"] = config["vocab_size"]
+    metadata[f"{family.arch}.vocab_size"] = _checked("vocab_size", config.get("vocab_size"), int)
     if family.arch != "gpt2":
         metadata |= _write_attention(config, family)
     if family.sliding_period:
         metadata |= _write_gemma(config, family)
     return metadata
+
+
+def _checked(name: str, value: Any, kind: type) -> Any:
+    holds = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if not holds or (kind is int and not (name != "sliding_window") <= value < 2**32):
+        expected = {int: "a whole number from 1 to 2^32 - 1", float: "a number", bool: "true or false"}[kind]
+        raise UserError(f"{name} = {value!r} in the model's config: expected {expected}")
+    return kind(value)
 
 
 def head_size(config: Mapping[str, Any]) -> int:

@@ -7,6 +7,9 @@ import numpy as np
 
 from jaxllm.interop.gguf_families import Family
 
+CUT = ("pairs of heads", "pairs of kv_heads", "parts of heads")
+"""The layouts that cut rows into groups."""
+
 
 def layout(family: Family, module: str, suffix: str) -> str | None:
     """The layout of a tensor, by the module's Hugging Face name and `.weight` or `.bias`; none: the same in both."""

@@ -11,7 +11,7 @@ from jaxllm.config import UserError
 from jaxllm.interop.gguf_config import family_read, read_config
 from jaxllm.interop.gguf_families import Family, tensor_names
 from jaxllm.interop.gguf_header import Header, Stored, gguf_package, read_header
-from jaxllm.interop.gguf_layout import from_gguf, groups, layout
+from jaxllm.interop.gguf_layout import CUT, from_gguf, groups, layout
 from jaxllm.interop.gguf_rope import FREQS
 from jaxllm.interop.gguf_tokenizer import special_token_ids, tokenizer_files
 from jaxllm.interop.published import Published, Tensor
@@ -53,8 +53,9 @@ def open_gguf(path: str | Path) -> Published:
 
     def read(name: str) -> np.ndarray:
         place = places[name]
-        values = _values(header.tensors[place.name], place.expert)
-        return np.array(from_gguf(values, place.how, config), order="C")  # a copy: no view of the file
+        with np.errstate(all="ignore"):  # of what is not finite, the caller may tell
+            values = from_gguf(_values(header.tensors[place.name], place.expert), place.how, config)
+        return np.array(values, order="C")  # a copy: no view of the file
 
     return Published(header.path, config, tensors, read, files)
 
@@ -84,7 +85,7 @@ def _described(header: Header, place: Place, config: Mapping[str, Any]) -> Tenso
         shape = shape[1:]
     if place.how == "transposed":
         shape = shape[::-1]
-    elif place.how not in (None, "one more"):
+    elif place.how in CUT:
         parts = groups(place.how, config)
         if shape[0] % np.prod(parts):
             raise UserError(

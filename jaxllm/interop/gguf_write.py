@@ -14,12 +14,18 @@ from jaxllm.config import UserError
 from jaxllm.interop.gguf_config import family_written, head_size, write_config
 from jaxllm.interop.gguf_families import Family, tensor_names
 from jaxllm.interop.gguf_header import gguf_package
-from jaxllm.interop.gguf_layout import layout, to_gguf
+from jaxllm.interop.gguf_layout import CUT, groups, layout, to_gguf
 from jaxllm.interop.gguf_rope import FREQS, LLAMA3, llama3_factors, needed, rope_parameters
 from jaxllm.interop.gguf_vocabulary import tokenizer_metadata
 from jaxllm.interop.published import Tensor
 
 DType = Literal["f32", "f16", "q8_0"]
+
+FILE_TYPES: dict[DType, int] = {"f32": 0, "f16": 1, "q8_0": 7}
+"""llama.cpp's numbers for what most matrices are in."""
+
+Names = Mapping[str, tuple[str, int | None]]
+"""Of modules, as `tensor_names` gives them."""
 
 Source = tuple[str, Tensor, Callable[[], np.ndarray]]
 """A tensor by its name in a Hugging Face folder, and what reads it."""
@@ -74,15 +80,16 @@ def write_gguf(
     gguf = gguf_package()
     path = user_path(path)
     family = family_written(config)
-    planned = _plan(family, config, list(tensors), dtype)
     metadata = {
         "general.type": "model",
         "general.name": path.stem,
-        "general.file_type": int({"f32": 0, "f16": 1, "q8_0": 7}[dtype]),
+        "general.file_type": FILE_TYPES[dtype],
         "general.quantization_version": int(gguf.GGML_QUANT_VERSION),
         **write_config(config, family),
         **tokenizer_metadata(files, config),
     }
+    names = tensor_names(family, metadata[f"{family.arch}.block_count"], config.get("num_local_experts", 0))
+    planned = _plan(family, names, config, list(tensors), dtype)
     writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         _write(writing, family, metadata, planned, config)
@@ -94,10 +101,10 @@ def write_gguf(
             writing.unlink(missing_ok=True)
 
 
-def _plan(family: Family, config: Mapping[str, Any], sources: list[Source], dtype: DType) -> dict[str, Planned]:
+def _plan(
+    family: Family, names: Names, config: Mapping[str, Any], sources: list[Source], dtype: DType
+) -> dict[str, Planned]:
     """The tensors of the file, in the order of their first parts."""
-    layers = write_config(config, family)[f"{family.arch}.block_count"]
-    names = tensor_names(family, layers, config.get("num_local_experts", 0))
     head = f"{family.head}.weight"
     tied = config.get("tie_word_embeddings", all(name != head for name, _, _ in sources))
     found: dict[str, dict[int | None, Part]] = {}
@@ -112,7 +119,7 @@ def _plan(family: Family, config: Mapping[str, Any], sources: list[Source], dtyp
         if name is None or suffix not in ("weight", "bias"):
             raise UserError(f"the tensor '{source[0]}' has no place in a GGUF file of '{family.arch}'")
         found.setdefault(f"{name}.{suffix}", {})[expert] = Part(source, layout(family, module, f".{suffix}"))
-    _require(family, names, found, tied)
+    _require(family, names, config, found, tied)
     if family.head_required:
         head, embedding = (f"{names[module][0]}.weight" for module in (family.head, family.modules[0]))
         found.setdefault(head, found[embedding])
@@ -132,15 +139,21 @@ def _factors(family: Family, config: Mapping[str, Any]) -> Part | None:
 
 
 def _require(
-    family: Family,
-    names: Mapping[str, tuple[str, int | None]],
-    found: Mapping[str, Mapping[int | None, Any]],
-    tied: bool,
+    family: Family, names: Names, config: Mapping[str, Any], found: Mapping[str, Mapping[Any, Part]], tied: bool
 ) -> None:
     for module, (name, expert) in names.items():
         if expert not in found.get(f"{name}.weight", {}) and not (tied and module == family.head):
             raise UserError(
                 f"the model has no tensor '{module}.weight', which a GGUF file of '{family.arch}' must hold"
+            )
+    name, tensor, _ = found[f"{names[family.modules[0]][0]}.weight"][None].source
+    if tensor.shape[0] != config["vocab_size"]:
+        raise UserError(f"the tensor '{name}' has {tensor.shape[0]:,} rows, and vocab_size is {config['vocab_size']:,}")
+    for (name, tensor, _), how in (part for parts in found.values() for part in parts.values()):
+        rows = math.prod(groups(how, config)) if how in CUT else 1
+        if tensor.shape[0] % rows:
+            raise UserError(
+                f"the tensor '{name}' has {tensor.shape[0]} rows; the model's heads need a multiple of {rows}"
             )
 
 
