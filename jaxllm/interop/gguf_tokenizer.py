@@ -1,6 +1,7 @@
 """The tokenizer in the metadata of a GGUF file as the files of a Hugging Face folder."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ def tokenizer_files(header: Header, context: int) -> dict[str, bytes]:
         raise UserError(f"'{header.path}': tokenizer.ggml.model is '{kind}'; {known}")
     tokens, types = header.texts("tokenizer.ggml.tokens"), _types(header)
     if kind == "llama":
-        tokens, types = _respelled(tokens, types)
+        tokens = _respelled(tokens, types)
     ids = _special_ids(header, tokens, kind)
     adds = {role: _adds(header, role, kind) and role in ids for role in ("bos", "eos")}
     made = {
@@ -129,11 +130,15 @@ def _added(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _respelled(tokens: list[str], types: list[int]) -> tuple[list[str], list[int]]:
-    """Runs of spaces, which llama.cpp's converter takes out of SentencePiece's spelling, as usual tokens again."""
-    runs = [kind == USER_DEFINED and not token.strip(" ") for token, kind in zip(tokens, types, strict=True)]
-    respelled = [SPACE * len(token) if run else token for token, run in zip(tokens, runs, strict=True)]
-    return respelled, [NORMAL if run else kind for kind, run in zip(types, runs, strict=True)]
+def _respelled(tokens: list[str], types: list[int]) -> list[str]:
+    """Runs of spaces, which llama.cpp's converter takes out of SentencePiece's spelling, in it again."""
+    pairs = zip(tokens, types, strict=True)
+    return [SPACE * len(token) if kind == USER_DEFINED and not token.strip(" ") else token for token, kind in pairs]
+
+
+def _is_run(token: str, kind: int) -> bool:
+    """Whether it is a run of spaces that SentencePiece makes before all merges, and Hugging Face by the first ones."""
+    return kind == USER_DEFINED and not token.strip(SPACE)
 
 
 def _template(special: Mapping[str, str], ids: Mapping[str, int]) -> dict[str, Any] | None:
@@ -197,11 +202,12 @@ def _byte_level(header: Header, tokens: list[str], types: list[int]) -> dict[str
 def _sentencepiece(header: Header, tokens: list[str], types: list[int]) -> dict[str, Any]:
     vocabulary = _vocabulary(tokens, types)
     scores = header.numbers("tokenizer.ggml.scores") if "tokenizer.ggml.scores" in header.metadata else []
-    # The rank of a Gemma's tokens is their order; its whitespace has a score that means nothing.
+    # A Gemma's tokens are in the order of their merges, which its scores are not.
     if not scores or header.text("general.architecture").startswith("gemma"):
         scores = [-float(i) for i in range(len(tokens))]
     _same_length(header, "scores", scores, tokens)
     merged = {token: scores[i] for token, i in vocabulary.items() if types[i] == NORMAL}
+    merged |= {token: math.inf for token, i in vocabulary.items() if _is_run(token, types[i])}
     prefix = header.flag("tokenizer.ggml.add_space_prefix", True)
     to_space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     from_space = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}

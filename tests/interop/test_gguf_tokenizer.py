@@ -12,6 +12,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.interop.gguf_header import Header
 from jaxllm.interop.gguf_read import open_gguf
 from jaxllm.interop.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_files
+from jaxllm.interop.gguf_vocabulary import tokenizer_metadata
 from jaxllm.interop.gguf_write import write_gguf
 from tests.interop.gguf_models import byte_level, config_of, files_of, sources, tensors_of
 
@@ -126,24 +127,31 @@ SPACED = ["<unk>", "<s>", "</s>", "<0x41>", "\u2581", "a", "b", "ab", "\u2581a",
 TYPES = [UNKNOWN, CONTROL, CONTROL, BYTE, *[NORMAL] * 6, USER_DEFINED, USER_DEFINED, UNUSED]
 
 
-def test_merges_are_in_the_order_of_the_scores():
+def test_merges_are_in_the_order_of_the_scores_after_those_of_spaces():
     scores = np.array([0, 0, 0, 0, -9, -9, -9, -2, -1, -3, -1000, 0, 0], np.float32)
     model = model_of(header(SPACED, TYPES, scores=scores))
-    assert model["model"]["merges"] == [["\u2581", "a"], ["a", "b"], ["b", "a"], ["\u2581", "\u2581"]]
+    assert model["model"]["merges"] == [["\u2581", "\u2581"], ["\u2581", "a"], ["a", "b"], ["b", "a"]]
     assert model["model"]["unk_token"] == "<unk>"
     assert "[PAD12]" not in model["model"]["vocab"]
 
 
-def test_a_gemmas_merges_are_in_the_order_of_its_tokens():
+def test_a_gemmas_merges_are_in_the_order_of_its_tokens_after_those_of_spaces():
     scores = np.zeros(len(SPACED), np.float32)
     model = model_of(header(SPACED, TYPES, arch="gemma3", scores=scores, add_space_prefix=False))
-    assert model["model"]["merges"] == [["a", "b"], ["\u2581", "a"], ["b", "a"], ["\u2581", "\u2581"]]
+    assert model["model"]["merges"] == [["\u2581", "\u2581"], ["a", "b"], ["\u2581", "a"], ["b", "a"]]
     assert model["normalizer"]["normalizers"] == [{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]
+
+
+def test_runs_of_spaces_are_written_as_they_were_read(tmp_path):
+    files = tokenizer_files(header(SPACED[:-1], TYPES[:-1], arch="gemma3"), 1)
+    written = tokenizer_metadata(files, {"vocab_size": len(SPACED) - 1})
+    assert written["tokenizer.ggml.tokens"] == SPACED[:-1]
+    assert written["tokenizer.ggml.token_type"] == TYPES[:-1]
 
 
 def test_control_tokens_are_special_and_those_that_users_defined_are_added():
     added = {entry["content"]: entry["special"] for entry in model_of(header(SPACED, TYPES))["added_tokens"]}
-    assert added == {"<unk>": True, "<s>": True, "</s>": True, "<x>": False}
+    assert added == {"<unk>": True, "<s>": True, "</s>": True, "\u2581\u2581": False, "<x>": False}
 
 
 def test_files_without_ids_and_flags_mean_what_llama_cpp_takes_for_them():
