@@ -32,7 +32,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     """Outermost axis first."""
     kind: str
-    """ggml's name of its type, such as `Q4_1`."""
+    """ggml's name of its type, such as `Q4_1`; the number of one that the package does not know."""
     data: np.ndarray
     """A view of the file; of bytes, but for F32 and F16."""
 
@@ -216,7 +216,7 @@ class _Parser:
             try:
                 kind = gguf.GGMLQuantizationType(number)
             except ValueError:
-                tensors[name] = Stored(shape, f"of number {number}", self.data[:0])
+                tensors[name] = Stored(shape, str(number), self.data[:0])
                 continue
             block, size = gguf.GGML_QUANT_SIZES[kind]
             if not shape or not all(shape) or shape[-1] % block:

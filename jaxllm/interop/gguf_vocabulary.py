@@ -120,13 +120,17 @@ def _tokens(model: tokenizers.Tokenizer, content: Mapping[str, Any], by_bytes: b
             tokens[i] = Token(text, UNKNOWN)
         elif i in added:
             special = added[i].get("special")
-            spelled = text if special or by_bytes else text.replace(SPACE, " ")  # as llama.cpp's converter does
-            tokens[i] = Token(spelled, CONTROL if special else USER_DEFINED)
+            tokens[i] = Token(text, CONTROL) if special else _user_defined(text, by_bytes)
         elif not by_bytes and BYTE_TOKEN.fullmatch(text):
             tokens[i] = Token(text, BYTE)
         else:
             tokens[i] = Token(text, NORMAL, -float(ranks.get(text, len(ranks))))
     return tokens
+
+
+def _user_defined(text: str, by_bytes: bool = False) -> Token:
+    """As llama.cpp finds it in a text, in which spaces are spaces."""
+    return Token(text if by_bytes else text.replace(SPACE, " "), USER_DEFINED)
 
 
 def _ranks(merges: list[Any]) -> dict[str, int]:
@@ -155,8 +159,10 @@ def _sentencepiece(model: bytes) -> tuple[dict[str, Any], dict[int, Token]]:
     }
     ids = {"bos": proto.trainer_spec.bos_id, "eos": proto.trainer_spec.eos_id, "padding": proto.trainer_spec.pad_id}
     metadata |= {f"tokenizer.ggml.{role}_token_id": i for role, i in ids.items() if i >= 0}
-    pieces = {i: Token(piece.piece, piece.type, piece.score) for i, piece in enumerate(proto.pieces)}
-    return metadata, pieces
+    return metadata, {
+        i: _user_defined(entry.piece) if entry.type == USER_DEFINED else Token(entry.piece, entry.type, entry.score)
+        for i, entry in enumerate(proto.pieces)
+    }
 
 
 def _content(token: Any) -> str | None:

@@ -95,7 +95,7 @@ def write_gguf(
         _write(writing, family, metadata, planned, config)
         os.replace(writing, path)
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}") from None
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             writing.unlink(missing_ok=True)

@@ -209,3 +209,13 @@ def test_old_metadata_have_their_usual_meaning(tmp_path):
     assert config["rope_theta"] == 1e6
     assert config["rope_local_base_freq"] == 1e4
     assert config["layer_types"] == ["sliding_attention"] * LAYERS
+
+
+def test_a_type_that_the_package_does_not_know_is_told_of_by_its_number(llama, tmp_path):
+    name = b"token_embd.weight"
+    content = bytearray(llama[0].read_bytes())
+    at = content.index(name) + len(name) + 4 + 2 * 8
+    content[at : at + 4] = (199).to_bytes(4, "little")
+    (tmp_path / "new.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"'token_embd\.weight' is of the type 199; the types read are F32"):
+        open_gguf(tmp_path / "new.gguf")

@@ -142,7 +142,7 @@ def test_a_gemmas_merges_are_in_the_order_of_its_tokens_after_those_of_spaces():
     assert model["normalizer"]["normalizers"] == [{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]
 
 
-def test_runs_of_spaces_are_written_as_they_were_read(tmp_path):
+def test_runs_of_spaces_are_written_as_they_were_read():
     files = tokenizer_files(header(SPACED[:-1], TYPES[:-1], arch="gemma3"), 1)
     written = tokenizer_metadata(files, {"vocab_size": len(SPACED) - 1})
     assert written["tokenizer.ggml.tokens"] == SPACED[:-1]
