@@ -73,7 +73,7 @@ def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
                 f"eval.prompts.{i} = {prompt!r:.60}: has {tokens} tokens with its beginning; at most "
                 f"model.max_positions = {config.model.max_positions} would do"
             )
-    return Loader(corpus, config.data, config.train.batch_size, config.seed)
+    return Loader(corpus, config.data, config.train.batch_size, config.seed, config.objective)
 
 
 def train(
