@@ -47,7 +47,7 @@ class Loader:
         data: DataConfig,
         batch_size: int,
         seed: int,
-        objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008  frozen
+        objective: ObjectiveConfig = ObjectiveConfig(),
         start_token: int | None = None,
     ):
         """
