@@ -5,11 +5,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jaxllm.common.corrupted import target_length
 from jaxllm.config import (
     GATED,
+    OBJECTIVES_OF,
+    PUBLISHED_NOISE,
     DataConfig,
     OptimizerConfig,
     RunConfig,
+    TokenizerConfig,
     TransformerConfig,
     UserError,
     read_dict,
@@ -89,6 +93,9 @@ RANGES: dict[str, Range] = {
     "data.workers": NOT_NEGATIVE,
     "tokenizer.vocab_size": COUNT,
     "tokenizer.train_megabytes": POSITIVE,
+    "objective.noise": INSIDE,
+    "objective.mean_span": Range(1),
+    "objective.target_length": Range(2),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.adam_learning_rate": POSITIVE,
     "optimizer.b1": DECAY,
@@ -142,6 +149,8 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
         *_name(config.name),
         *_model(config.model),
         *_sources(config.data),
+        *_objective(config),
+        *_extra_tokens(config.tokenizer),
         *_schedule(config.optimizer, config.train.steps),
         *_between_parts(config),
         *(() if any(field.startswith("mesh.") for field in unread) else mesh_mistakes(config, devices)),
@@ -149,8 +158,11 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
     return [*wrong.values(), *(line for line in found if not silent.search(line))]
 
 
-def _out_of_range(config: RunConfig) -> Iterator[str]:
+def _out_of_range(config: RunConfig, below: str = "") -> Iterator[str]:
+    """Of the fields whose path begins with `below`."""
     for path, allowed in RANGES.items():
+        if not path.startswith(below):
+            continue
         value: Any = config
         for name in path.split("."):
             value = getattr(value, name)
@@ -249,6 +261,62 @@ def _sources(data: DataConfig) -> Iterator[str]:
             yield f"{where}.weight = {source.weight}: must be {NOT_NEGATIVE}"
     if data.sources and not any(source.weight for source in data.sources):
         yield "data.sources: every weight is 0; give one source a positive weight"
+
+
+def _objective(config: RunConfig) -> Iterator[str]:
+    """What one objective reads and another has no use for."""
+    objective, data = config.objective, config.data
+    kind, encodes = objective.kind, objective.kind in OBJECTIVES_OF["encoder_decoder"]
+    if kind not in (fitting := OBJECTIVES_OF[config.model.architecture]):
+        yield (
+            f"objective.kind = {kind!r}: is not for model.architecture = {config.model.architecture!r}; "
+            f"{' or '.join(map(repr, fitting))} would do"
+        )
+    if objective.noise is not None and kind not in PUBLISHED_NOISE:
+        yield f"objective.noise = {objective.noise}: kind {kind!r} hides nothing; None would do"
+    if objective.whole_words and kind != "masked":
+        yield f"objective.whole_words = True: kind {kind!r} does not read it; 'masked' does"
+    if objective.target_length and not encodes:
+        yield f"objective.target_length = {objective.target_length}: kind {kind!r} has one kind of row; None would do"
+    if encodes and not any(_out_of_range(config, "objective.")):
+        yield from _decoder_rows(config)
+    yield from _pairs(kind, data)
+
+
+def _decoder_rows(config: RunConfig) -> Iterator[str]:
+    length, most = target_length(config.objective, config.data.sequence_length), config.model.max_positions
+    if length > most > 0:
+        yield (
+            f"objective.target_length = {config.objective.target_length}: the decoder's rows have {length} places, "
+            f"more than model.max_positions = {most}; at most {most}, or a shorter data.sequence_length, would do"
+        )
+
+
+def _pairs(kind: str, data: DataConfig) -> Iterator[str]:
+    """Which sources must give pairs of texts, and which must not."""
+    for i, source in enumerate(data.sources):
+        where = f"data.sources.{i}.target_field = {source.target_field!r}"
+        if source.target_field is None:
+            if kind == "seq2seq":
+                yield f"{where}: objective.kind = {kind!r} needs the field of what is to be written"
+            elif any(other.target_field is not None for other in data.sources):
+                yield f"{where}: another source gives pairs; all or none would do"
+        elif kind not in ("seq2seq", "prefix"):
+            yield f"{where}: objective.kind = {kind!r} has no use for pairs; 'seq2seq' and 'prefix' have"
+        elif source.kind not in ("jsonl", "parquet", "tfds"):
+            yield f"{where}: kind {source.kind!r} has no fields; 'jsonl', 'parquet' and 'tfds' have"
+    if data.packing == "concatenate" and any(source.target_field is not None for source in data.sources):
+        yield "data.packing = 'concatenate': cuts pairs apart; 'documents' would do"
+
+
+def _extra_tokens(tokenizer: TokenizerConfig) -> Iterator[str]:
+    extra, where = tokenizer.extra_tokens, f"tokenizer.extra_tokens = {tokenizer.extra_tokens!r:.80}"
+    if extra and tokenizer.path is not None:
+        yield f"{where}: only a tokenizer that is trained can be given any; put them into the file tokenizer.path"
+    if any(not token or any(map(str.isspace, token)) for token in extra):
+        yield f"{where}: a token must be a word, without spaces"
+    if len(set(extra)) < len(extra):
+        yield f"{where}: {next(token for token in extra if extra.count(token) > 1)!r} is there twice"
 
 
 def _schedule(optimizer: OptimizerConfig, steps: int) -> Iterator[str]:

@@ -3,13 +3,16 @@ import json
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 import jaxllm.config
 from jaxllm.config import (
+    OBJECTIVES_OF,
     DataConfig,
     EvalConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -32,7 +35,8 @@ UNUSUAL = RunConfig(
         sources=(SourceConfig(), SourceConfig(kind="jsonl", path="a/**/*.jsonl", weight=0.1)),
         packing="concatenate",
     ),
-    tokenizer=TokenizerConfig(path="tokenizer.json"),
+    tokenizer=TokenizerConfig(path="tokenizer.json", extra_tokens=("<mask>", "<sep>")),
+    objective=ObjectiveConfig(kind="infilling", noise=0.2, target_length=700),
     optimizer=OptimizerConfig(kind="muon", clip_norm=None, schedule=ScheduleConfig(kind="wsd")),
     train=TrainConfig(ema_decay=0.999, skip_nonfinite=True),
     eval=EvalConfig(prompts=("one", "two words", "ü")),
@@ -90,6 +94,11 @@ def test_all_that_cannot_be_read_is_listed_at_once():
     assert [line.split(" = ")[0].split(":")[0] for line in str(error.value).splitlines()] == [
         *("nmae", "seed", "model.norm", "model.layer")
     ]
+
+
+def test_every_objective_belongs_to_one_architecture():
+    kinds = [kind for of in OBJECTIVES_OF.values() for kind in of]
+    assert sorted(kinds) == sorted(get_args(get_type_hints(ObjectiveConfig)["kind"]))
 
 
 def test_differences_name_each_leaf_by_its_path():

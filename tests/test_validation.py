@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jaxllm.config import AXES, DataConfig, RunConfig, SourceConfig, UserError
+from jaxllm.config import AXES, OBJECTIVES_OF, DataConfig, RunConfig, SourceConfig, UserError
 from jaxllm.validation import RANGES, problems, refuse
 
 
@@ -85,6 +85,18 @@ def sources(*given: SourceConfig) -> RunConfig:
     return RunConfig(data=DataConfig(sources=given))
 
 
+PAIRS = SourceConfig(kind="jsonl", path="pairs.jsonl", field="x", target_field="y")
+
+
+@pytest.mark.parametrize("kind", ["prefix", "masked", "span_corruption", "infilling", "seq2seq"])
+def test_every_objective_has_runs_that_are_in_order(kind):
+    fitting = next(name for name, kinds in OBJECTIVES_OF.items() if kind in kinds)
+    sources = (PAIRS,) * (kind == "seq2seq") or (SourceConfig(),)
+    assert problems(run(model__architecture=fitting, objective__kind=kind, data__sources=sources)) == []
+    if kind == "prefix":
+        assert problems(run(objective__kind=kind, data__sources=(PAIRS,))) == []
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -129,6 +141,69 @@ def sources(*given: SourceConfig) -> RunConfig:
         (
             sources(SourceConfig(path="x.txt")),
             "data.sources.0.path = 'x.txt': kind 'stdlib' has none; set data.sources.0.kind",
+        ),
+        (
+            run(objective__noise=0.2),
+            "objective.noise = 0.2: kind 'causal' hides nothing; None would do",
+        ),
+        (
+            run(model__architecture="encoder"),
+            "objective.kind = 'causal': is not for model.architecture = 'encoder'; 'masked' would do",
+        ),
+        (
+            run(model__architecture="encoder_decoder", objective__kind="infilling", objective__whole_words=True),
+            "objective.whole_words = True: kind 'infilling' does not read it; 'masked' does",
+        ),
+        (
+            run(model__architecture="encoder", objective__kind="masked", objective__target_length=9),
+            "objective.target_length = 9: kind 'masked' has one kind of row; None would do",
+        ),
+        (
+            run(model__architecture="encoder_decoder", objective__kind="infilling", data__sequence_length=2048),
+            "objective.target_length = None: the decoder's rows have 2560 places, more than model.max_positions = "
+            "2048; at most 2048, or a shorter data.sequence_length, would do",
+        ),
+        (
+            run(model__architecture="encoder_decoder", objective__kind="seq2seq"),
+            "data.sources.0.target_field = None: objective.kind = 'seq2seq' needs the field of what is to be written",
+        ),
+        (
+            sources(PAIRS),
+            "data.sources.0.target_field = 'y': objective.kind = 'causal' has no use for pairs; 'seq2seq' and 'prefix'",
+        ),
+        (
+            run(objective__kind="prefix", data__sources=(PAIRS, SourceConfig())),
+            "data.sources.1.target_field = None: another source gives pairs; all or none would do",
+        ),
+        (
+            run(objective__kind="prefix", data__sources=(SourceConfig(target_field="y"),)),
+            "data.sources.0.target_field = 'y': kind 'stdlib' has no fields; 'jsonl', 'parquet' and 'tfds' have",
+        ),
+        (
+            run(
+                model__architecture="encoder_decoder",
+                objective__kind="seq2seq",
+                data__sources=(PAIRS,),
+                data__packing="concatenate",
+            ),
+                model__architecture="encoder_decoder",
+                objective__kind="seq2seq",
+                data__sources=(PAIRS,),
+                data__packing="concatenate",
+            ),
+            "data.packing = 'concatenate': cuts pairs apart; 'documents' would do",
+        ),
+        (
+            run(tokenizer__extra_tokens=("<a>", "<b>", "<a>")),
+            r"tokenizer.extra_tokens = \('<a>', '<b>', '<a>'\): '<a>' is there twice",
+        ),
+        (
+            run(tokenizer__extra_tokens=("a b",)),
+            r"tokenizer.extra_tokens = \('a b',\): a token must be a word, without spaces",
+        ),
+        (
+            run(tokenizer__path="t.model", tokenizer__extra_tokens=("<a>",)),
+            "tokenizer.extra_tokens = .*: only a tokenizer that is trained can be given any",
         ),
         (
             run(mesh__fsdp=-1),

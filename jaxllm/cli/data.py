@@ -17,12 +17,14 @@ def run(argv: list[str]) -> int:
     from jaxllm.data.loader import Loader, loader_speed
 
     corpus = prepare_corpus(config.data, config.tokenizer, progress=True)
-    loader = Loader(corpus, config.data, config.train.batch_size, config.seed)
+    start, rows = config.model.start_token, config.train.batch_size
+    loader = Loader(corpus, config.data, rows, config.seed, config.objective, start)
     report = corpus.report
     table = Table("", "", title=f"Data of '{config.name}'", show_header=False)
+    too_long = f", {loader.left_out:,} pairs longer than a row" if loader.left_out else ""
     for name, value in (
         ("documents", f"{report.documents:,}, of which {report.held_out:,} held out"),
-        ("dropped", f"{report.duplicates:,} duplicates, {report.empty:,} empty"),
+        ("dropped", f"{report.duplicates:,} duplicates, {report.empty:,} empty{too_long}"),
         ("text", f"{report.bytes:,} bytes, of which {corpus.validation.bytes:,} held out"),
         ("tokens", f"{report.tokens:,}"),
         ("vocabulary", f"{corpus.tokenizer.vocab_size:,} pieces, {report.bytes_per_token:.3f} bytes a token"),

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxllm.cli.recipe import load_run_with
+from jaxllm.common.corrupted import row_lengths
 from jaxllm.models.summary import flops_per_token, memory, parameters_by_module
 
 
@@ -28,7 +29,7 @@ def run(argv: list[str]) -> int:
     config, options = load_run_with(argv, "jaxllm model", Options())
     model, length = config.model, config.data.sequence_length
     parameters = parameters_by_module(model)
-    flops = flops_per_token(model, length)._asdict()
+    flops = flops_per_token(model, *row_lengths(config))._asdict()
     state = memory(model, config.optimizer, ema=config.train.ema_decay is not None)._asdict()
     if options.json:
         costs = {"parameters": parameters, "flops_per_token": flops, "memory_bytes": state}

@@ -147,7 +147,7 @@ def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "
     from jaxllm.sharding.placement import fetched
 
     prompts, length = config.eval.prompts, config.eval.sample_tokens
-    if not prompts or not length:
+    if not prompts or not length or config.model.architecture != "decoder":
         return
     params = fetched(params, keep=processes.is_first)
     if params is not None:

@@ -9,10 +9,13 @@ from jaxllm.config.error import UserError
 from jaxllm.config.model import GATED, RopeScaling, TransformerConfig
 from jaxllm.config.run import (
     AXES,
+    OBJECTIVES_OF,
+    PUBLISHED_NOISE,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
     MeshConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -24,10 +27,13 @@ from jaxllm.config.run import (
 __all__ = [
     "AXES",
     "GATED",
+    "OBJECTIVES_OF",
+    "PUBLISHED_NOISE",
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
     "MeshConfig",
+    "ObjectiveConfig",
     "OptimizerConfig",
     "RopeScaling",
     "RunConfig",

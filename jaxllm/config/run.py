@@ -21,6 +21,8 @@ class TokenizerConfig:
     """The algorithm of the trained tokenizer."""
     train_megabytes: float = 8.0
     """Text that the trained tokenizer is shown, sampled from the training documents."""
+    extra_tokens: tuple[str, ...] = ()
+    """Tokens that the trained tokenizer has and no text makes, such as `<mask>` or `<extra_id_0>`, `<extra_id_1>`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class SourceConfig:
     """The split of a TFDS data set."""
     field: str = "text"
     """The field that holds the text (jsonl, parquet, tfds)."""
+    target_field: str | None = None
+    """The field of what is to be written after the text in `field`: each record is a pair (`seq2seq`, `prefix`)."""
     weight: float = 1.0
     """This source's share of the training rows, relative to the other sources."""
 
@@ -56,6 +60,35 @@ class DataConfig:
     """Where tokenised corpora are kept; none means `~/.cache/jaxllm/data` ($JAXLLM_CACHE moves it)."""
     workers: int = 0
     """Threads that tokenise; 0 means one for each core."""
+
+
+OBJECTIVES_OF = {
+    "decoder": ("causal", "prefix"),
+    "encoder": ("masked",),
+    "encoder_decoder": ("span_corruption", "infilling", "seq2seq"),
+}
+"""The objectives that each architecture can be trained by."""
+
+PUBLISHED_NOISE = {"masked": 0.15, "span_corruption": 0.15, "infilling": 0.3}
+"""Of the objectives that hide tokens: BERT's (1810.04805), T5's (1910.10683) and BART's (1910.13461)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the model learns to tell from what."""
+
+    kind: Literal["causal", "prefix", "masked", "span_corruption", "infilling", "seq2seq"] = "causal"
+    """The next token; the same after a part that is seen whole; BERT's masked tokens; T5's spans; all of the text, from
+    BART's; or the second text of a pair from the first."""
+    noise: float | None = None
+    """Share of the tokens that is hidden; none is the published one: 0.15, for infilling 0.3."""
+    mean_span: float = 3.0
+    """Tokens in a hidden span on average (`span_corruption`, `infilling`)."""
+    whole_words: bool = False
+    """Hide all tokens of a word together (`masked`)."""
+    target_length: int | None = None
+    """Places in a row of the decoder, where `sequence_length` has those of the encoder. None is as many for `seq2seq`,
+    else what the targets of one full row of the encoder take, rounded up to a multiple that devices like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +220,7 @@ class RunConfig:
     model: TransformerConfig = TransformerConfig()  # noqa: RUF009  frozen
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +39,8 @@ class Documents:
     """Tokenised documents in one memory-mapped stream. Document d is `tokens[starts[d]:starts[d + 1]]`."""
 
     tokens: np.ndarray
-    """uint16 or uint32 [all tokens]: begin of document, text, end of document; and so on."""
+    """uint16 or uint32 [all tokens]: begin of document, text, end of document; and so on. Of a pair: begin, text, end,
+    target, end."""
     index: np.ndarray
     """int64 [documents + 1, 3]: tokens, bytes of names and bytes of text before each document."""
     names: np.ndarray
@@ -209,7 +211,7 @@ def _tokenise(
         validation = stack.enter_context(_Writer(folder, "validation"))
         for (source, held_out, document), ids in _encoded(documents, tokenizer, dtype, workers):
             (validation if held_out else train[source]).add(document, ids)
-            tokens += len(ids) - 2
+            tokens += len(ids) - 1 - len(document.parts)
     report = CorpusReport(
         documents=len(found.size),
         held_out=int(found.held_out.sum()),
@@ -234,8 +236,14 @@ def _encoded(
     bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
 
     def encode(batch: list[Kept]) -> list[tuple[Kept, np.ndarray]]:
-        ids = tokenizer.encode_batch([document.text for _, _, document in batch])
-        return [(kept, np.array(bos + i + eos, dtype)) for kept, i in zip(batch, ids, strict=True)]
+        encoded = iter(tokenizer.encode_batch([part for _, _, document in batch for part in document.parts]))
+        found = []
+        for kept in batch:
+            parts = list(islice(encoded, len(kept[2].parts)))
+            if len(parts) > 1 and any(tokenizer.eos_id in part for part in parts):
+                raise UserError(f"{kept[2].name}: its text makes the token that ends the parts of a pair; take it out")
+            found.append((kept, np.array(bos + [i for part in parts for i in part + eos], dtype)))
+        return found
 
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -256,7 +264,7 @@ def _batches(documents: Iterable[Kept]) -> Iterator[list[Kept]]:
     size = 0
     for kept in documents:
         batch.append(kept)
-        size += len(kept[2].text)
+        size += sum(map(len, kept[2].parts))
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -280,7 +288,7 @@ class _Writer:
         self._tokens.write(ids.tobytes())
         self._names.write(name)
         tokens, names, size = self._index[-3:]
-        self._index.extend((tokens + len(ids), names + len(name), size + len(document.text.encode())))
+        self._index.extend((tokens + len(ids), names + len(name), size + len("".join(document.parts).encode())))
 
     def __exit__(self, *_: object) -> None:
         with self._tokens, self._names:

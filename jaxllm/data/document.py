@@ -1,6 +1,6 @@
 """What a source gives: documents, read by index."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from jaxllm.config import UserError
@@ -12,8 +12,15 @@ class Document:
 
     name: str
     text: str
-    named_by_place: bool = False
+    target: str | None = None
+    """What is to be written after the text, where the two are a pair."""
+    named_by_place: bool = field(default=False, kw_only=True)
     """The name tells where the text stands, and is another's when text is put before it: a line, a row, a part."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The text; and the target, if there is one. The last is what must not be empty."""
+        return (self.text,) if self.target is None else (self.text, self.target)
 
 
 class Source(Protocol):

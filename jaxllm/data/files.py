@@ -145,8 +145,11 @@ def _unreadable(path: object, error: Exception) -> UserError:
     return UserError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}")
 
 
-def _no_field(where: str, field: str, fields: Iterable[str]) -> UserError:
-    return UserError(f"{where}: no field '{field}'; it has {', '.join(fields)}; set data.sources.N.field")
+def _check_fields(where: str, wanted: Sequence[str], there: Iterable[str]) -> None:
+    """Wants that of the text; and that of the target, if there is one."""
+    for field, option in zip(wanted, ("field", "target_field"), strict=False):
+        if field not in there:
+            raise UserError(f"{where}: no field '{field}'; it has {', '.join(there)}; set data.sources.N.{option}")
 
 
 def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
@@ -214,11 +217,14 @@ def _cut(content: bytes | _Content, start: int) -> int:
 
 
 class JsonLines(_Files):
-    """Each line that is not blank is an object with the text in `field`: the document `name:line`."""
+    """Each line that is not blank is an object with the text in `field`: the document `name:line`.
 
-    def __init__(self, files: Sequence[File], field: str):
-        super().__init__(files, field)
-        self._field = field
+    With a second field, that has the target.
+    """
+
+    def __init__(self, files: Sequence[File], *fields: str):
+        super().__init__(files, *fields)
+        self._fields = fields
 
     @cached_property
     def _index(self) -> tuple[list[np.ndarray], list[int]]:
@@ -243,11 +249,10 @@ class JsonLines(_Files):
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
             raise UserError(f"{where}: JSON that cannot be read: {error}") from None
         if not isinstance(record, dict):
-            raise UserError(f"{where}: expected an object with the field '{self._field}', got {record!r:.60}")
-        if self._field not in record:
-            raise _no_field(where, self._field, record)
-        text = checked_text(record[self._field], f"{where}, field '{self._field}'")
-        return Document(f"{name}:{number}", text, named_by_place=True)
+            raise UserError(f"{where}: expected an object with the field '{self._fields[0]}', got {record!r:.60}")
+        _check_fields(where, self._fields, record)
+        texts = (checked_text(record[field], f"{where}, field '{field}'") for field in self._fields)
+        return Document(f"{name}:{number}", *texts, named_by_place=True)
 
 
 def _lines(content: bytes | _Content) -> np.ndarray:
@@ -261,11 +266,14 @@ def _lines(content: bytes | _Content) -> np.ndarray:
 
 
 class ParquetFiles(_Files):
-    """Each row, with its text in the column `field`, is the document `name:row`; one row group is held."""
+    """Each row, with its text in the column `field`, is the document `name:row`; one row group is held.
 
-    def __init__(self, files: Sequence[File], field: str):
-        super().__init__(files, field)
-        self._field = field
+    With a second field, that has the target.
+    """
+
+    def __init__(self, files: Sequence[File], *fields: str):
+        super().__init__(files, *fields)
+        self._fields = fields
         self._held: tuple[int, Any] = (-1, None)
 
     @cached_property
@@ -287,18 +295,17 @@ class ParquetFiles(_Files):
             file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         except (OSError, pyarrow.ArrowException) as error:
             raise _unreadable(path, error) from None
-        if self._field not in file.schema_arrow.names:
-            raise _no_field(str(path), self._field, file.schema_arrow.names)
+        _check_fields(str(path), self._fields, file.schema_arrow.names)
         return file
 
-    def _column(self, group: int) -> Any:
+    def _columns(self, group: int) -> Any:
         import pyarrow
 
         if self._held[0] != group:
             i, number, _ = self._index[0][group]
             path = self.files[i][1]
             try:
-                self._held = group, self._open(path).read_row_group(number, [self._field]).column(0)
+                self._held = group, self._open(path).read_row_group(number, list(self._fields))
             except (OSError, pyarrow.ArrowException) as error:
                 raise _unreadable(path, error) from None
         return self._held[1]
@@ -312,5 +319,6 @@ class ParquetFiles(_Files):
         group, row = _locate(ends, index)
         i, _, first = groups[group]
         name, path = self.files[i]
-        text = checked_text(self._column(group)[row].as_py(), f"{path}, row {first + row}, field '{self._field}'")
-        return Document(f"{name}:{first + row}", text, named_by_place=True)
+        values = ((field, self._columns(group)[field][row].as_py()) for field in self._fields)
+        texts = (checked_text(value, f"{path}, row {first + row}, field '{field}'") for field, value in values)
+        return Document(f"{name}:{first + row}", *texts, named_by_place=True)

@@ -1,24 +1,37 @@
-"""Batch k as a pure function of (configuration, seed, k)."""
+"""Batch k as a pure function of (configuration, seed, k), its noise included."""
 
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 
 import grain
 import numpy as np
 
-from jaxllm.config import DataConfig, UserError
+from jaxllm.config import DataConfig, ObjectiveConfig, UserError
 from jaxllm.data.corpus import Corpus, Documents
+from jaxllm.data.examples import make_examples
 from jaxllm.data.packing import Plan, corpus_plans
 
 Batch = dict[str, np.ndarray]
 """`tokens`, `targets`, `segments`, `positions`: int32 [B, T]; `weights`: float32 [B, T].
 
 Segments count the pieces of a row from 1; attention stays inside one. Positions start again at 0 in each
-piece. Where there is no target, weight and segment are 0.
+piece. Where there is no target, the weight is 0; where there is no token, the segment too.
+
+A causal target is the next token. `prefix` adds `prefix`: bool [B, T], true where a token is seen by all of its
+segment; none of these is a target with weight. In `masked`, targets are the tokens of the same places before they were
+hidden.
+
+The three that need an encoder and a decoder have the five arrays for the decoder, whose tokens are the targets one
+place later, with the start token in front. They add `encoder_tokens`, `encoder_segments` and `encoder_positions`: int32
+[B, T of the encoder]. A segment of the decoder belongs to that of the encoder with the same number.
 """
+
+TRAINING, HELD_OUT = 0, 1
+"""Which noise a random stream is for."""
 
 
 class Loader:
@@ -28,15 +41,32 @@ class Loader:
     weights.
     """
 
-    def __init__(self, corpus: Corpus, data: DataConfig, batch_size: int, seed: int):
+    def __init__(
+        self,
+        corpus: Corpus,
+        data: DataConfig,
+        batch_size: int,
+        seed: int,
+        objective: ObjectiveConfig = ObjectiveConfig(),
+        start_token: int | None = None,
+    ):
         """
+        Args:
+            corpus: what is loaded.
+            data: how; of the sources it was made from.
+            batch_size: rows in a batch.
+            seed: of the order and of the noise.
+            objective: what is hidden, and what is to tell.
+            start_token: what a decoder beside an encoder reads first in each segment; none is the padding.
+
         Raises:
             UserError: a negative weight, weights that are all 0, a source with a weight and no training
-                document, or a plan that cannot be kept in the cache.
+                document, a plan that cannot be kept in the cache, or what `make_examples` refuses.
         """
         self.corpus, self.batch_size, self.sequence_length = corpus, batch_size, data.sequence_length
-        self._sources = data.sources
-        self.plans, self.validation_plan = corpus_plans(corpus, data.sequence_length, data.packing)
+        self._sources, self._seed = data.sources, seed
+        self.examples = make_examples(objective, corpus, data, start_token)
+        self.plans, self.validation_plan = corpus_plans(corpus, self.examples.key, self.examples.plan)
         # Rows of all sources have one number: those of source s are first_rows[s] to first_rows[s + 1].
         self._first_rows = np.cumsum([0, *map(len, self.plans)])
         mixed = []
@@ -59,12 +89,21 @@ class Loader:
 
     @property
     def packing_efficiency(self) -> float:
-        """The share of the places in training rows that hold a pair."""
-        return sum(plan.pairs for plan in self.plans) / (sum(map(len, self.plans)) * self.sequence_length)
+        """The share of the places in training rows that hold a pair, or a token; of encoder and decoder together."""
+        places = self.examples.read + self.examples.written
+        return sum(map(self.examples.filled, self.plans)) / (sum(map(len, self.plans)) * places)
+
+    @property
+    def left_out(self) -> int:
+        """Pairs of texts, of all splits, that are longer than a row; nothing else is ever left out."""
+        splits = zip((*self.corpus.train, self.corpus.validation), (*self.plans, self.validation_plan), strict=True)
+        return sum(len(documents) - len(plan.starts) for documents, plan in splits) if self.examples.whole else 0
 
     def batch(self, k: int, rows: Sequence[int] | None = None) -> Batch:
         """The rows of batch k with these numbers, or all; a host reads only its own."""
-        return self._fill([self._place(row) for row in self._numbers(k, rows)])
+        return self._fill(
+            [(self._place(int(self._rows[n])), (TRAINING, self._seed, n)) for n in self._numbers(k, rows)]
+        )
 
     def documents(self, k: int, rows: Sequence[int] | None = None) -> list[str]:
         """The names of the documents in batch k, in the order in which they come.
@@ -72,24 +111,27 @@ class Loader:
         Where the run has several sources a name begins with that of its own: `data/a.jsonl: a.jsonl:7`.
         """
         names: dict[str, None] = {}
-        for number in self._numbers(k, rows):
+        for number in (int(self._rows[n]) for n in self._numbers(k, rows)):
             documents, plan, row = self._place(number)
             source = self._sources[self._source(number)]
             prefix = f"{source.path or source.kind}: " if len(self._sources) > 1 else ""
             for start, length in plan.row(row):
-                first, last = np.searchsorted(documents.starts, [start, start + length], side="right") - 1
+                ends = [start, start + length + self.examples.beyond - 1]
+                first, last = np.searchsorted(documents.starts, ends, side="right") - 1
                 names |= dict.fromkeys(prefix + documents.name(d) for d in range(first, last + 1))
         return list(names)
 
     def validation_batches(self, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[Batch]:
-        """All held-out pairs once, in a fixed order; the last batch is filled up with rows of weight 0.
+        """All held-out pieces once, in a fixed order and with fixed noise, whatever the seed and the batch size.
 
-        The rows are in random order, so that the first batches are a fair sample.
+        The rows are in random order, so that the first batches are a fair sample. The last batch is filled up with rows
+        of weight 0.
         """
         plan = self.validation_plan
         for first in range(0, len(plan), batch_size):
             numbers = [first + b for b in (range(batch_size) if rows is None else rows)]
-            yield self._fill([(self.corpus.validation, plan, r) if r < len(plan) else None for r in numbers])
+            places = (((self.corpus.validation, plan, r), (HELD_OUT, r)) for r in numbers)
+            yield self._fill([place if place[0][2] < len(plan) else None for place in places])
 
     def iterate(
         self, start: int = 0, rows: Sequence[int] | None = None, ahead: int = 2
@@ -107,7 +149,8 @@ class Loader:
                 yield batch
 
     def _numbers(self, k: int, rows: Sequence[int] | None) -> list[int]:
-        return [int(self._rows[k * self.batch_size + b]) for b in (range(self.batch_size) if rows is None else rows)]
+        """Of the rows in the order of training, from 0."""
+        return [k * self.batch_size + b for b in (range(self.batch_size) if rows is None else rows)]
 
     def _source(self, row: int) -> int:
         return int(np.searchsorted(self._first_rows, row, side="right")) - 1
@@ -116,25 +159,23 @@ class Loader:
         source = self._source(row)
         return self.corpus.train[source], self.plans[source], row - int(self._first_rows[source])
 
-    def _fill(self, places: list[tuple[Documents, Plan, int] | None]) -> Batch:
-        shape = len(places), self.sequence_length
-        batch = {name: np.zeros(shape, np.int32) for name in ("segments", "positions")}
-        batch |= {name: np.full(shape, self.corpus.tokenizer.pad_id, np.int32) for name in ("tokens", "targets")}
-        batch["weights"] = np.zeros(shape, np.float32)
+    def _fill(self, places: list[tuple[tuple[Documents, Plan, int], tuple[int, ...]] | None]) -> Batch:
+        """The rows of these plans, each with the numbers that its noise follows from; none is an empty row."""
+        batch = self.examples.empty(len(places))
         for b, place in enumerate(places):
             if place is None:
                 continue
-            documents, plan, row = place
-            at = 0
-            for segment, (start, length) in enumerate(plan.row(row), 1):
-                span = slice(at, at + length)
-                batch["tokens"][b, span] = documents.tokens[start : start + length]
-                batch["targets"][b, span] = documents.tokens[start + 1 : start + length + 1]
-                batch["segments"][b, span] = segment
-                batch["positions"][b, span] = np.arange(length)
-                at += length
-            batch["weights"][b, :at] = 1
+            (documents, plan, row), (use, *numbers) = place
+            pieces = [documents.tokens[start : start + n + self.examples.beyond] for start, n in plan.row(row)]
+            tokens, lengths = np.concatenate(pieces, dtype=np.int32), np.array([len(piece) for piece in pieces])
+            for name, x in self.examples.row(tokens, lengths, partial(_noise, use, *numbers)).items():
+                batch[name][b, : len(x)] = x
         return batch
+
+
+def _noise(use: int, *numbers: int) -> np.random.Generator:
+    """A stream of its own for each row, so that no other row and no other host has a part in it."""
+    return np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(use,)))
 
 
 def loader_speed(loader: Loader, seconds: float = 2.0) -> float:

@@ -19,15 +19,16 @@ def open_source(config: SourceConfig, root: Path) -> Source:
         return StdlibSource(root)
     if config.path is None:
         raise UserError(f"a source of kind '{config.kind}' needs a path; set data.sources.N.path")
+    fields = [config.field] if config.target_field is None else [config.field, config.target_field]
     if config.kind == "tfds":
         from jaxllm.data.tfds_source import TfdsSource  # TFDS takes a second to import
 
-        return TfdsSource(config.path, config.split, config.field)
+        return TfdsSource(config.path, config.split, *fields)
     files = find_files(config.kind, config.path)
     if config.kind == "jsonl":
-        return JsonLines(files, config.field)
+        return JsonLines(files, *fields)
     if config.kind == "parquet":
-        return ParquetFiles(files, config.field)
+        return ParquetFiles(files, *fields)
     return TextFiles(files) if config.kind == "text" else CodeFiles(files)
 
 

@@ -25,9 +25,9 @@ class Survey:
     held_out: np.ndarray
     """In the validation split, bool [documents]."""
     duplicates: int
-    """Documents dropped because an earlier one, of any source, has the same text."""
+    """Documents dropped because an earlier one, of any source, has the same text (and target)."""
     empty: int
-    """Documents dropped because they have no text."""
+    """Documents dropped because they have no text; pairs, because they have no target."""
 
 
 def survey(sources: Sequence[Source], validation_fraction: float, progress: bool = False) -> Survey:
@@ -48,9 +48,9 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
     for s, documents in enumerate(sources):
         for i in track(range(len(documents)), len(documents), "Reading", progress):
             document = documents[i]
-            text = document.text.encode()
-            digest = hashlib.blake2b(text, digest_size=16).digest()
-            if not text:
+            parts = [part.encode() for part in document.parts]
+            digest = hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()  # no text holds a NUL
+            if not parts[-1]:
                 empty += 1
                 continue
             if digest in kept:
@@ -60,7 +60,7 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
                 kept[digest] = len(size)
                 source.append(s)
                 index.append(i)
-                size.append(len(text))
+                size.append(sum(map(len, parts)))
                 share.append(share_of(document.text if document.named_by_place else document.name))
     if not size:
         raise UserError(f"the data is empty: the sources hold no text ({empty} empty documents)")
@@ -98,7 +98,7 @@ def sample(sources: Sequence[Source], found: Survey, megabytes: float, held_out:
     before = np.cumsum(found.size[chosen]) - found.size[chosen]
     wanted = {int(d): budget - int(b) for d, b in zip(chosen, before, strict=True) if b < budget}
     for d in sorted(wanted):
-        text = sources[found.source[d]][int(found.index[d])].text
+        text = "".join(sources[found.source[d]][int(found.index[d])].parts)
         yield text if found.size[d] <= wanted[d] else text.encode()[: wanted[d]].decode(errors="ignore")
 
 

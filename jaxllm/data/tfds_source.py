@@ -17,12 +17,17 @@ from jaxllm.data.document import Document, checked_text
 class TfdsSource:
     """A split of any TFDS data set: one that is prepared on this machine, or that TFDS can prepare here."""
 
-    def __init__(self, name: str, split: str, field: str):
+    def __init__(self, name: str, split: str, *fields: str):
         """
+        Args:
+            name: `name` or `name/config`.
+            split: of the data set.
+            fields: that of the text; and that of the target, if there is one.
+
         Raises:
             UserError: no such data set, configuration, split or field, or it cannot be prepared here.
         """
-        self._field = field
+        self._fields = fields
         builder = _builder(name)
         try:
             self._info = builder.info.splits[split]
@@ -36,14 +41,15 @@ class TfdsSource:
             raise UserError(
                 f"the TFDS data set '{name}' has no split '{split}'; it has {', '.join(builder.info.splits)}"
             ) from None
-        if field not in builder.info.features:
-            fields = ", ".join(builder.info.features)
-            raise UserError(f"the TFDS data set '{name}' has no field '{field}'; it has {fields}")
+        for field in fields:
+            if field not in builder.info.features:
+                known = ", ".join(builder.info.features)
+                raise UserError(f"the TFDS data set '{name}' has no field '{field}'; it has {known}")
         self._name = f"{name}/{split}"
 
     def fingerprint(self) -> str:
         files = [Path(instruction.filename) for instruction in self._info.file_instructions]
-        return key_of(["tfds", self._name, self._field, file_hashes(files)])
+        return key_of(["tfds", self._name, *self._fields, file_hashes(files)])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -54,7 +60,8 @@ class TfdsSource:
             record = self._records[index]
         except Exception as error:  # the reader of records has no class of its own for a damaged file
             raise UserError(f"{name} cannot be read: {error}; prepare the data set again") from error
-        return Document(name, checked_text(record[self._field], f"{name}, field '{self._field}'"), named_by_place=True)
+        texts = (checked_text(record[field], f"{name}, field '{field}'") for field in self._fields)
+        return Document(name, *texts, named_by_place=True)
 
 
 def _builder(name: str) -> Any:

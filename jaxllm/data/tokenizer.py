@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,8 +21,16 @@ USUAL = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[CLS]"),
     "eos": ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]"),
     "pad": ("<pad>", "<|finetune_right_pad_id|>", "[PAD]"),
+    "mask": ("<mask>", "[MASK]"),
+    "unk": ("<unk>", "[UNK]"),
 }
 """Spellings of a special token, tried in turn where no file names it."""
+
+WORD_STARTS = frozenset(SPACE + string.whitespace)
+"""The first characters of pieces that begin a word."""
+
+BYTE_LEVEL_STARTS = frozenset(map(chr, range(0x109, 0x10E))) | {"\u0120"}
+"""The same as byte-level BPE writes them: from the tab to the carriage return, and the space."""
 
 
 class Tokenizer(ABC):
@@ -35,6 +44,8 @@ class Tokenizer(ABC):
     """Ends each document."""
     pad_id: int
     """Fills rows; `eos_id` where the vocabulary has no such token, since padding is masked and never read."""
+    mask_id: int | None
+    """Stands for what is hidden; none if the vocabulary does not have it."""
     fingerprint: str
     """A hash of the file's content: equal fingerprints give equal tokens."""
 
@@ -56,6 +67,14 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_id(self, name: str) -> int | None:
         """The id of the token spelled `name`, such as `<|user|>`; none if the vocabulary does not have it."""
+
+    @abstractmethod
+    def special_ids(self) -> set[int]:
+        """Ids that stand for no text: control tokens, what is unknown, and numbers without a token."""
+
+    @abstractmethod
+    def word_starts(self) -> list[bool] | None:
+        """Of each id whether it begins a word, where text is cut at spaces; none if the vocabulary does not tell."""
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -95,6 +114,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.eos_id = self._model.eos_id()
         self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else self.eos_id
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
+        self.mask_id = next((i for i in map(self.token_id, USUAL["mask"]) if i is not None), None)
         self.fingerprint = hashlib.blake2b(content, digest_size=16).hexdigest()
         # SentencePiece reads a literal U+2581 as a space. Where the model has bytes, and adds no space of its
         # own at the start (which would be repeated after each cut), the character is spelled in bytes
@@ -117,6 +137,15 @@ class SentencePieceTokenizer(Tokenizer):
         i = self._model.piece_to_id(name)
         return i if self._model.id_to_piece(i) == name else None
 
+    def special_ids(self) -> set[int]:
+        model = self._model
+        return {i for i in range(self.vocab_size) if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)}
+
+    def word_starts(self) -> list[bool] | None:
+        spaces = {f"<0x{ord(space):02X}>" for space in string.whitespace}
+        pieces = map(self._model.id_to_piece, range(self.vocab_size))
+        return [piece in spaces or piece[:1] in WORD_STARTS for piece in pieces]
+
 
 class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`; a `tokenizer_config.json` beside it says which tokens begin, end and pad."""
@@ -132,6 +161,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.eos_id = self._special("eos", named, -1)
         self.bos_id = self._special("bos", named, self.eos_id)
         self.pad_id = self._special("pad", named, self.eos_id)
+        mask_id = self._special("mask", named, -1)
+        self.mask_id = None if mask_id < 0 else mask_id
         ids = f"{self.bos_id},{self.eos_id},{self.pad_id}".encode()
         self.fingerprint = hashlib.blake2b(content + ids, digest_size=16).hexdigest()
 
@@ -152,6 +183,20 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def token_id(self, name: str) -> int | None:
         return self._model.token_to_id(name)
+
+    def special_ids(self) -> set[int]:
+        named = {self.bos_id, self.eos_id, self.pad_id, self.mask_id, *map(self.token_id, USUAL["unk"])}
+        added = {i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
+        missing = {i for i in range(self.vocab_size) if self._model.id_to_token(i) is None}
+        return {i for i in named | added | missing if i is not None}
+
+    def word_starts(self) -> list[bool] | None:
+        pieces = [self._model.id_to_token(i) or "" for i in range(self.vocab_size)]
+        if isinstance(self._model.model, tokenizers.models.WordPiece):  # it marks what goes on with a word
+            return [not piece.startswith(self._model.model.continuing_subword_prefix) for piece in pieces]
+        marks = WORD_STARTS if any(piece.startswith(SPACE) for piece in pieces) else BYTE_LEVEL_STARTS
+        starts = [piece[:1] in marks for piece in pieces]
+        return starts if any(starts) else None
 
 
 class StreamDecoder:

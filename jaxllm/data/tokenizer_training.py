@@ -11,7 +11,7 @@ import sentencepiece
 from jaxllm.config import TokenizerConfig, UserError
 
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
-"""Reserved after `<unk>`, `<s>`, `</s>` and `<pad>` (ids 0 to 3); no text makes them."""
+"""Reserved after `<unk>`, `<s>`, `</s>` and `<pad>` (ids 0 to 3) and before the run's own; no text makes them."""
 
 TABS = tuple("\t" * n for n in (2, 3, 4))
 """Runs of tabs that are one token; SentencePiece needs the tab for itself while it trains and finds none."""
@@ -51,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, out: Path) ->
             bos_id=1,
             eos_id=2,
             pad_id=3,
-            control_symbols=list(CHAT_TOKENS),
+            control_symbols=[*CHAT_TOKENS, *config.extra_tokens],
             user_defined_symbols=list(TABS),
             num_threads=4,  # fixed: the unigram trainer adds up its counts in an order that depends on it
             minloglevel=2,
@@ -83,6 +83,8 @@ def _explained(error: RuntimeError, vocab_size: int) -> UserError:
         return UserError(f"tokenizer.vocab_size {vocab_size} is more than this text allows; the most is {most[1]}")
     if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return UserError(f"tokenizer.vocab_size {vocab_size} is less than this text needs; the least is {least[1]}")
+    if twice := re.search(r"(\S+) is already defined", message):
+        return UserError(f"tokenizer.extra_tokens: every trained tokenizer has {twice[1]!r}; leave it out")
     if "sentences_.empty()" in message:
         return UserError("there is no text to train the tokenizer on")
     return UserError(f"SentencePiece could not train: {message}")

@@ -1,9 +1,11 @@
 """What a model costs, in closed form from its parameter table: parameters, FLOPs a token, bytes of state."""
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxllm.config import OptimizerConfig, TransformerConfig
-from jaxllm.models.table import Param, parameter_table
+from jaxllm.models.table import Param, parameter_table, windowed
 
 FLOAT32 = 4
 """Bytes of a parameter, a gradient and a second moment."""
@@ -44,7 +46,7 @@ class Memory(NamedTuple):
 
 
 def count_parameters(config: TransformerConfig) -> int:
-    """Parameters of a decoder; a tied head is counted once."""
+    """Parameters of a model; a tied head is counted once."""
     return sum(leaf.size for leaf in parameter_table(config).values())
 
 
@@ -58,22 +60,51 @@ def parameters_by_module(config: TransformerConfig) -> dict[str, int]:
     return modules
 
 
-def flops_per_token(config: TransformerConfig, sequence_length: int) -> Flops:
+def flops_per_token(config: TransformerConfig, sequence_length: int, written: int | None = None) -> Flops:
     """Training FLOPs for one token of a full row.
 
-    Looking up an embedding is free, the head is a product (tied or not), and norms, biases, softmax and
-    recomputation are left out, as is usual for model FLOPs utilisation (2204.02311). Attention is counted
-    causally: `(T + 1) / 2` keys on average, or fewer in a sliding window. Packing documents into a row makes
-    it less still, which is not counted.
+    Looking up an embedding is free, the head is a product (tied or not), a token meets those experts that are chosen
+    for it, and norms, biases, softmax and recomputation are left out, as is usual for model FLOPs utilisation
+    (2204.02311). Attention is counted causally: `(T + 1) / 2` keys on average, or fewer in a sliding window; in an
+    encoder T. Packing documents into a row makes it less still, which is not counted.
+
+    Args:
+        config: the model's shape.
+        sequence_length: T.
+        written: tokens of a row of the decoder, where an encoder reads T; none is T. A token is then one that is read.
     """
-    table = parameter_table(config)
-    weights = sum(leaf.size for leaf in table.values() if leaf.is_matrix)
-    if config.tied_embeddings:
-        weights += table["embedding/tokens"].size
-    window = min(config.sliding_window or sequence_length, sequence_length)
-    keys_seen = window * (window + 1) // 2 + (sequence_length - window) * window  # by all tokens of a row
-    products = 2 * config.layers * config.heads * config.head_dim  # weights of q k' and of p v, for one key
-    return Flops(6 * weights, 6 * products * keys_seen // sequence_length)
+    T, table, layers = sequence_length, parameter_table(config), config.layers
+    own = {path: leaf for path, leaf in table.items() if not path.startswith("encoder/")}
+    weights, head = _multiplied(config, own), table["embedding/tokens"].size if config.tied_embeddings else 0
+    if config.architecture == "encoder":
+        return Flops(6 * (weights + head), _attention(config, layers * T))
+    if config.architecture == "decoder":
+        return Flops(6 * (weights + head), _attention(config, _keys_seen(config, T)) // T)
+    D = T if written is None else written
+    reads = 6 * _multiplied(config, {path: leaf for path, leaf in table.items() if path not in own})
+    of_memory = _multiplied(config, {p: x for p, x in own.items() if re.search("cross_attention/(key|value)/", p)})
+    writes = 6 * (weights + head - of_memory)
+    keys = (config.encoder_layers or layers) * T * T + _keys_seen(config, D) + layers * D * T
+    return Flops(reads + 6 * of_memory + writes * D // T, _attention(config, keys) // T)
+
+
+def _multiplied(config: TransformerConfig, table: Mapping[str, Param]) -> int:
+    """Weights of matrices that a token is multiplied with."""
+    share = {False: 1.0, True: config.experts_per_token / max(config.experts, 1)}
+    return round(sum(leaf.size * share["E" in leaf.axes] for leaf in table.values() if leaf.is_matrix))
+
+
+def _keys_seen(config: TransformerConfig, tokens: int) -> int:
+    """By all tokens of a row, in all layers of a decoder."""
+    window = min(config.sliding_window or tokens, tokens)
+    within = window * (window + 1) // 2 + (tokens - window) * window
+    has_window = sum(windowed(config, config.layers))
+    return has_window * within + (config.layers - has_window) * (tokens * (tokens + 1) // 2)
+
+
+def _attention(config: TransformerConfig, keys: int) -> int:
+    """FLOPs of q k' and of p v, forward and backward, of so many pairs of a token and a key."""
+    return 6 * 2 * config.heads * config.head_dim * keys
 
 
 def memory(model: TransformerConfig, optimizer: OptimizerConfig, ema: bool = False) -> Memory:

@@ -133,3 +133,9 @@ class _Draw:
 def group(table: dict[str, Any], prefix: str) -> dict[str, Any]:
     """The entries under `prefix/`, without it."""
     return {path[len(prefix) + 1 :]: leaf for path, leaf in table.items() if path.startswith(prefix + "/")}
+
+
+def windowed(config: TransformerConfig, layers: int) -> list[bool]:
+    """Which layers have a window."""
+    every = config.global_every
+    return [bool(config.sliding_window and (not every or (i + 1) % every)) for i in range(layers)]

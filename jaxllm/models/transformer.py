@@ -30,7 +30,7 @@ from jaxllm.layers.relative import relative_bias, row_bias
 from jaxllm.layers.rope import AS_TRAINED, Tables, rope_tables
 from jaxllm.models.block import Context, Layer, Memory, Result, block, memory_keys, normalise
 from jaxllm.models.cache import Cache, MemoryCache
-from jaxllm.models.table import Param, group, parameter_table
+from jaxllm.models.table import Param, group, parameter_table, windowed
 
 INPUT = "layer input"
 """Names what the backward pass of a layer begins with under every policy; it stays on the device unless moved."""
@@ -253,12 +253,6 @@ def _context(
         else:
             context = context._replace(bias_NX=row_bias(table, positions_BT.shape[1], **limits))
     return context
-
-
-def windowed(config: TransformerConfig, layers: int) -> list[bool]:
-    """Which layers have a window."""
-    every = config.global_every
-    return [bool(config.sliding_window and (not every or (i + 1) % every)) for i in range(layers)]
 
 
 def _layers(

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from jaxllm.common.corrupted import batch_arrays
 from jaxllm.config import RunConfig, UserError
 from jaxllm.planning.text import Program, parse
 from jaxllm.planning.topology import Target, Torus, devices, domains_of, torus_of
@@ -85,10 +85,9 @@ def for_platform(config: RunConfig, platform: str) -> RunConfig:
 
 def abstract_batch(config: RunConfig, mesh: Mesh) -> Batch:
     """Shapes, types and sharding of what the loader gives for one step (`data/loader.py`)."""
-    shape, sharding = (config.train.batch_size, config.data.sequence_length), NamedSharding(mesh, BATCH)
-    whole = ("tokens", "targets", "segments", "positions")
-    batch: dict[str, Any] = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in whole}
-    return {**batch, "weights": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
+    rows, sharding = config.train.batch_size, NamedSharding(mesh, BATCH)
+    arrays = batch_arrays(config.objective, config.data.sequence_length).items()
+    return {name: jax.ShapeDtypeStruct((rows, own), dtype, sharding=sharding) for name, (own, dtype) in arrays}  # type: ignore[misc]
 
 
 def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:

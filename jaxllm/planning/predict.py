@@ -9,6 +9,7 @@ Neither knows of stragglers, the input, copies between device and host, or waiti
 
 from typing import NamedTuple
 
+from jaxllm.common.corrupted import row_lengths
 from jaxllm.config import RunConfig
 from jaxllm.models.summary import flops_per_token
 from jaxllm.planning.program import Collective
@@ -43,15 +44,20 @@ class Prediction(NamedTuple):
 
 def model_flops(config: RunConfig) -> int:
     """Of one optimizer step, all devices together, without recomputation."""
-    tokens = config.train.batch_size * config.data.sequence_length
-    return tokens * flops_per_token(config.model, config.data.sequence_length).total
+    return (
+        config.train.batch_size
+        * config.data.sequence_length
+        * flops_per_token(config.model, *row_lengths(config)).total
+    )
 
 
 def visible_share(config: RunConfig) -> float:
     """Of all pairs of a query and a key in a row, those that attention sees: about half, or fewer in a window."""
-    model, length = config.model, config.data.sequence_length
-    every = 12 * model.layers * model.heads * model.head_dim * length
-    return flops_per_token(model, length).attention / every
+    model, (length, written) = config.model, row_lengths(config)
+    pairs = model.layers * length * length
+    if model.architecture == "encoder_decoder":
+        pairs = (model.encoder_layers or model.layers) * length * length + model.layers * written * (written + length)
+    return flops_per_token(model, length, written).attention * length / (12 * model.heads * model.head_dim * pairs)
 
 
 def predict(config: RunConfig, asked: Target, work: Work, collectives: list[Collective]) -> Prediction | None:

@@ -21,8 +21,9 @@ class HeldOut(NamedTuple):
 
     nats: float
     tokens: int
-    bytes: float
-    """Of UTF-8; for a part of the held-out set, its share of the tokens of all its bytes."""
+    bytes: float | None
+    """Of UTF-8; for a part of the held-out set, its share of the tokens of all its bytes. None where the tokens are
+    not those of a text, each predicted once."""
 
     @property
     def loss(self) -> float:
@@ -34,14 +35,16 @@ class HeldOut(NamedTuple):
         return math.exp(min(self.loss, 700.0))
 
     @property
-    def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / self.bytes
+    def bits_per_byte(self) -> float | None:
+        return None if self.bytes is None else self.nats / math.log(2) / self.bytes
 
     def joined(self, other: "HeldOut") -> "HeldOut":
         """Both together."""
-        return HeldOut(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+        known = self.bytes is not None and other.bytes is not None
+        together = self.bytes + other.bytes if known else None  # type: ignore[operator]
+        return HeldOut(self.nats + other.nats, self.tokens + other.tokens, together)
 
-    def metrics(self, prefix: str) -> dict[str, float]:
+    def metrics(self, prefix: str) -> dict[str, float | None]:
         """As a line of metrics."""
         names = ("loss", "perplexity", "bits_per_byte", "tokens")
         return {f"{prefix}_{name}": getattr(self, name) for name in names}
@@ -65,7 +68,7 @@ class Evaluator:
             stop: is asked before each batch whether to leave it.
         """
         self._loader, self._mesh, self._stop = loader, mesh, stop
-        self._pairs = loader.validation_plan.pairs
+        self._pairs, self._is_text = loader.validation_plan.pairs, config.objective.kind == "causal"
         # As many rows as a microbatch has: what the training step has memory for, and what the mesh divides.
         self._rows = config.train.batch_size // config.train.accumulate
         self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
@@ -96,4 +99,5 @@ class Evaluator:
         running = (self._sums(params, batch) for batch in placed)
         for (nll, weight), _ in pairwise(chain(running, (None,))):  # one late: the device has work meanwhile
             nats, tokens = nats + float(nll), tokens + int(weight)
-        return HeldOut(nats, tokens, self._loader.corpus.validation.bytes * tokens / max(1, self._pairs))
+        whole = self._loader.corpus.validation.bytes
+        return HeldOut(nats, tokens, whole * tokens / max(1, self._pairs) if self._is_text else None)

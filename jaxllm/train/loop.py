@@ -73,7 +73,7 @@ def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
                 f"eval.prompts.{i} = {prompt!r:.60}: has {tokens} tokens with its beginning; at most "
                 f"model.max_positions = {config.model.max_positions} would do"
             )
-    return Loader(corpus, config.data, config.train.batch_size, config.seed)
+    return Loader(corpus, config.data, config.train.batch_size, config.seed, config.objective, config.model.start_token)
 
 
 def train(
@@ -258,8 +258,9 @@ class _Loop:
         for prefix, name, result in (("held_out", "held out", part), ("final", "held out, all of it", everything)):
             if result is not None:
                 self.write(result.metrics(prefix))
+                bits = result.bits_per_byte
                 self.report.say(
-                    f"step {self.info.step}  {name}: {result.bits_per_byte:.4f} bits/byte  "
+                    f"step {self.info.step}  {name}: {'' if bits is None else f'{bits:.4f} bits/byte  '}"
                     f"loss {result.loss:.4f}  perplexity {result.perplexity:.2f}"
                 )
         return part

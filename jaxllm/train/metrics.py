@@ -122,8 +122,9 @@ class Meter:
             loader: its data, which say how many bytes a token stands for.
             steps: that are to come.
         """
-        self._bytes_per_token = _bytes_per_token(config, loader)
-        peak = peak_flops(jax.devices()[0].device_kind)
+        self._bytes_per_token = _bytes_per_token(config, loader) if config.objective.kind == "causal" else None
+        # Of other objectives most tokens are no targets, and only those are counted.
+        peak = peak_flops(jax.devices()[0].device_kind) if config.objective.kind == "causal" else None
         flops = flops_per_token(config.model, config.data.sequence_length).total
         self._peak_tokens = peak and peak * jax.device_count() / flops
         self._left, self._done = steps, 0
@@ -147,7 +148,7 @@ class Meter:
         self._tokens, self._seconds = 0.0, 0.0
         return {
             "loss": metrics["loss"],
-            "bits_per_byte": metrics["loss"] / math.log(2) / self._bytes_per_token,
+            "bits_per_byte": self._bytes_per_token and metrics["loss"] / math.log(2) / self._bytes_per_token,
             "grad_norm": metrics["grad_norm"],
             "learning_rate": metrics["learning_rate"],
             "tokens": tokens,

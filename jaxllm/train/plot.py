@@ -7,7 +7,10 @@ from typing import Any
 
 
 def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draws bits a byte of training and held-out text over the steps, from lines of `metrics.jsonl`, as a PNG."""
+    """Draws bits a byte of training and held-out text over the steps, from lines of `metrics.jsonl`, as a PNG.
+
+    Of objectives that do not predict a text token by token, nats a token.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -15,18 +18,20 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
+    is_text = any(line.get("bits_per_byte") is not None for line in lines)
+    value, unit = ("bits_per_byte", "bits a byte") if is_text else ("loss", "nats a token")
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(*curve("bits_per_byte"), color="#9db4c8", linewidth=1, label="training")
-    steps, values = curve("held_out_bits_per_byte")
+    axes.plot(*curve(value), color="#9db4c8", linewidth=1, label="training")
+    steps, values = curve(f"held_out_{value}")
     if steps:
         axes.plot(steps, values, color="#c2410c", linewidth=2, marker="o", markersize=3, label="held out")
-    steps, values = curve("final_bits_per_byte")
+    steps, values = curve(f"final_{value}")
     if steps:
         axes.plot(steps[-1:], values[-1:], "*", color="#c2410c", markersize=11, label="held out, all of it")
         axes.annotate(f"{values[-1]:.3f}", (steps[-1], values[-1]), (0, -16), textcoords="offset points", ha="center")
-    axes.set(xlabel="step", ylabel="bits a byte", title=title)
+    axes.set(xlabel="step", ylabel=unit, title=title)
     axes.grid(color="#e5e7eb", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

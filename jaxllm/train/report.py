@@ -109,7 +109,9 @@ class Report:
 
 def progress_line(values: Values, seconds_left: float) -> str:
     """`loss 3.412  2.310 bits/byte  12,345 tokens/s  MFU 41.2 %  3:12 left`; what is not known is left out."""
-    parts = [f"loss {values['loss']:.4f}", f"{values['bits_per_byte']:.4f} bits/byte"]
+    parts = [f"loss {values['loss']:.4f}"]
+    if values["bits_per_byte"] is not None:
+        parts.append(f"{values['bits_per_byte']:.4f} bits/byte")
     parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
     if values["mfu"] is not None:
         parts.append(f"MFU {values['mfu']:.1%}")

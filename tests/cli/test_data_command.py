@@ -41,3 +41,16 @@ def test_it_prepares_the_recipe_and_reports_documents_packing_and_speed(recipe, 
     assert re.search(r"rows\W+\d+ of 32", printed)
     assert re.search(r"packing efficiency\W+9\d\.\d\d%", printed)
     assert re.search(r"loader alone\W+123,456 tokens/s", printed)
+
+
+def test_it_tells_how_many_pairs_are_longer_than_a_row(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jaxllm.data.loader.loader_speed", lambda _: 123456.0)
+    pairs = "".join(f'{{"x": "def name_{i}", "y": "words"}}\n' for i in range(300)) + '{"x": "%s", "y": "a"}' % (
+        "abc " * 99
+    )
+    (tmp_path / "pairs.jsonl").write_text(pairs)
+    source = ("kind", "jsonl"), ("path", str(tmp_path / "pairs.jsonl")), ("field", "x"), ("target-field", "y")
+    options = [word for field, value in source for word in (f"--data.sources.0.{field}", value)]
+    kind = ["--objective.kind", "seq2seq", "--model.architecture", "encoder_decoder", "--tokenizer.vocab-size", "292"]
+    assert run([str(recipe), *options, *kind]) == 0
+    assert re.search(r"0 empty, 1 pairs longer than a row", capsys.readouterr().out)

@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxllm.config import DataConfig, ObjectiveConfig, SourceConfig, TokenizerConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
+from jaxllm.data.loader import Loader
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
+from tests.data.batches import SENTINELS
 
 WORDS = [
     "def",
@@ -77,3 +79,27 @@ def data(texts: Path) -> DataConfig:
 @pytest.fixture
 def corpus(data: DataConfig, model_path: Path) -> Corpus:
     return prepare_corpus(data, TokenizerConfig(path=str(model_path)))
+
+
+@pytest.fixture(scope="session")
+def noisy_path(code_texts, tmp_path_factory) -> Path:
+    """A tokenizer with a mask and sentinels."""
+    path = tmp_path_factory.mktemp("noisy") / "noisy.model"
+    train_tokenizer(code_texts, TokenizerConfig(vocab_size=450, extra_tokens=("<mask>", *SENTINELS)), path)
+    return path
+
+
+@pytest.fixture
+def make(texts, noisy_path):
+    """A loader of text files; fields of the objective have names of their own."""
+
+    def made(
+        kind: str, batch_size: int = 4, seed: int = 0, path: Path = noisy_path, start: int | None = None, **fields
+    ):
+        objective = {name: fields.pop(name) for name in list(fields) if name in ObjectiveConfig.__dataclass_fields__}
+        sources = (SourceConfig(kind="text", path=str(texts)),)
+        data = DataConfig(**{"sources": sources, "sequence_length": 64, "validation_fraction": 0.2, **fields})
+        corpus = prepare_corpus(data, TokenizerConfig(path=str(path)))
+        return Loader(corpus, data, batch_size, seed, ObjectiveConfig(kind=kind, **objective), start)
+
+    return made

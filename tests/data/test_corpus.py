@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -77,6 +78,31 @@ def test_sources_stay_apart_and_duplicates_between_them_are_dropped(texts, tmp_p
     assert held_out == {}
     assert corpus.validation.bytes == 0
     assert (corpus.report.duplicates, corpus.report.empty) == (1, 1)
+
+
+def test_a_pair_is_its_two_texts_with_an_end_after_each(tmp_path, model_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"x": f"value {i}", "y": f"name {i}" * i}) + "\n" for i in range(5)))
+    source = SourceConfig(kind="jsonl", path=str(path), field="x", target_field="y")
+    corpus = prepare_corpus(DataConfig(sources=(source,), validation_fraction=0), TokenizerConfig(path=str(model_path)))
+    (documents,), encode = corpus.train, corpus.tokenizer.encode
+    assert corpus.report.empty == 1
+    expected = [[1, *encode(f"value {i}"), 2, *encode(f"name {i}" * i), 2] for i in range(1, 5)]
+    assert [documents.tokens[a:b].tolist() for a, b in itertools.pairwise(documents.starts)] == expected
+    assert corpus.report.tokens == sum(map(len, expected)) - 3 * 4
+    assert documents.bytes == sum(len(f"value {i}") + len(f"name {i}" * i) for i in range(1, 5))
+
+
+def test_a_text_that_makes_the_end_of_a_pair_is_named(tmp_path):
+    model = tokenizers.Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="a"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "pairs.jsonl").write_text('{"x": "a", "y": "a a"}\n{"x": "a </s>", "y": "a"}')
+    source = SourceConfig(kind="jsonl", path=str(tmp_path / "pairs.jsonl"), field="x", target_field="y")
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: its text makes the token that ends the parts of a pair"):
+        prepare_corpus(
+            DataConfig(sources=(source,), validation_fraction=0), TokenizerConfig(path=str(tmp_path / "tokenizer.json"))
+        )
 
 
 def test_a_second_preparation_reads_no_document(corpus, data, model_path, untouched):

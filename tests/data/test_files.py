@@ -196,6 +196,22 @@ def test_lines_are_read_at_random_over_several_files(tmp_path):
     assert [source[i].text for i in (14, 0, 7, 5, 4, 9, 10)] == ["c4", "a0", "b2", "b0", "a4", "b4", "c0"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_target_field_makes_pairs(tmp_path, kind):
+    records = {"x": ["a", "b"], "y": ["A", None], "z": ["-", "-"]}
+    if kind == "jsonl":
+        lines = (json.dumps({name: values[i] for name, values in records.items()}) for i in range(2))
+        path = write(tmp_path, {"a.jsonl": "\n".join(lines)}) / "a.jsonl"
+    else:
+        path = write_parquet(tmp_path / "a.parquet", records)
+    source = opened(kind, path, field="x", target_field="y")
+    assert [source[i].parts for i in range(2)] == [("a", "A"), ("b", "")]
+    prints = {opened(kind, path, field="x", **f).fingerprint() for f in ({}, {"target_field": "y"})}
+    assert len(prints) == 2
+    with pytest.raises(UserError, match=rf"a\.{kind}.*: no field 'w'; it has x, y, z; set .*\.N\.target_field"):
+        documents(opened(kind, path, field="x", target_field="w"))
+
+
 def test_an_empty_file_has_no_lines(tmp_path):
     assert documents(opened("jsonl", write(tmp_path, {"a.jsonl": "", "b.jsonl": '{"text": "b"}'}))) == {
         "b.jsonl:1": "b"

@@ -12,10 +12,7 @@ import pytest
 from jaxllm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.loader import Batch, Loader, loader_speed
-
-
-def equal(a: Batch, b: Batch) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+from tests.data.batches import equal
 
 
 def pieces(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

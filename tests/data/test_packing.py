@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.data import packing
 from jaxllm.data.corpus import Documents
-from jaxllm.data.packing import corpus_plans, pack, plan_rows
+from jaxllm.data.packing import Packing, corpus_plans, pack, plan_pairs
 
 
 def best_fit_decreasing(lengths: list[int], size: int) -> int:
@@ -60,11 +59,22 @@ def test_a_million_pieces_are_packed_tightly():
     assert filled.sum() / (512 * len(filled)) > 0.999
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_are_limited_in_two_ways_are_nearly_full_in_one_of_them(seed):
+    rng, room = np.random.default_rng(seed), np.array([120, 50])
+    sizes = np.minimum(1 + rng.lognormal(np.log(room / [10, 6]), 0.7, (3000, 2)).astype(int), room)
+    row_starts, order = pack(sizes, tuple(room.tolist()))
+    assert np.array_equal(np.sort(order), np.arange(len(sizes)))
+    filled = np.add.reduceat(sizes[order], row_starts[:-1])
+    assert (filled <= room).all()
+    assert len(filled) < 1.06 * (sizes.sum(axis=0) / room).max()
+
+
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("length", [1, 8, 64])
 def test_every_pair_of_every_document_is_in_one_piece(sizes, length):
     documents = stream(sizes)
-    plan = plan_rows(documents, length, "documents")
+    plan = plan_pairs(documents, length, "documents")
     seen = [start + i for row in range(len(plan)) for start, n in plan.row(row) for i in range(n)]
     # The last token of a document is no input: what follows it is another document.
     expected = set(range(len(documents.tokens))) - set((documents.starts[1:] - 1).tolist())
@@ -76,14 +86,14 @@ def test_every_pair_of_every_document_is_in_one_piece(sizes, length):
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("length", [1, 8, 64])
 def test_a_document_is_cut_only_where_it_must_be(sizes, length):
-    plan = plan_rows(stream(sizes), length, "documents")
+    plan = plan_pairs(stream(sizes), length, "documents")
     assert len(plan.starts) == sum(-(-(n - 1) // length) for n in sizes)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_concatenated_rows_are_windows_of_one_stream(sizes):
     documents = stream(sizes)
-    plan = plan_rows(documents, 8, "concatenate")
+    plan = plan_pairs(documents, 8, "concatenate")
     pairs = max(len(documents.tokens) - 1, 0)
     assert plan.pairs == pairs
     assert len(plan) == len(plan.starts) == -(-pairs // 8)
@@ -92,27 +102,28 @@ def test_concatenated_rows_are_windows_of_one_stream(sizes):
 
 
 def test_the_first_rows_are_a_fair_sample():
-    plan = plan_rows(stream([500] * 100), 8, "documents")
+    plan = plan_pairs(stream([500] * 100), 8, "documents")
     first = [start // 500 for row in range(len(plan) // 20) for start, _ in plan.row(row)]
     assert len(set(first)) > 60
 
 
-def test_plans_are_kept_in_the_cache_by_corpus_length_and_packing(corpus, monkeypatch):
-    (made,), held_out = corpus_plans(corpus, 64, "documents")
-    with monkeypatch.context() as patch:
-        patch.setattr(packing, "plan_rows", lambda *_: pytest.fail("planned again"))
-        (again,), held_out_again = corpus_plans(corpus, 64, "documents")
+def test_plans_are_kept_in_the_cache_by_corpus_and_key(corpus):
+    def plans(length: int, packing: Packing):
+        return corpus_plans(corpus, [length, packing], lambda documents: plan_pairs(documents, length, packing))
+
+    (made,), held_out = plans(64, "documents")
+    (again,), held_out_again = corpus_plans(corpus, [64, "documents"], lambda _: pytest.fail("planned again"))
     for a, b in ((made, again), (held_out, held_out_again)):
         assert all(np.array_equal(getattr(a, f), getattr(b, f)) for f in ("row_starts", "starts", "lengths"))
-    corpus_plans(corpus, 32, "documents")
-    corpus_plans(corpus, 64, "concatenate")
-    plans = [p for p in (corpus.root / "plans").iterdir() if p.is_dir()]
-    assert len(plans) == 3
+    plans(32, "documents")
+    plans(64, "concatenate")
+    kept = [p for p in (corpus.root / "plans").iterdir() if p.is_dir()]
+    assert len(kept) == 3
 
 
 def test_a_damaged_plan_is_found(corpus):
-    corpus_plans(corpus, 64, "documents")
+    corpus_plans(corpus, [64], lambda documents: plan_pairs(documents, 64, "documents"))
     (path,) = corpus.root.glob("plans/*/validation.starts.npy")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"the data cache '.*plans/\w+' is damaged: 'validation\.starts\.npy' has"):
-        corpus_plans(corpus, 64, "documents")
+        corpus_plans(corpus, [64], lambda _: pytest.fail("planned again"))

@@ -143,3 +143,13 @@ def test_a_sample_is_of_one_split_within_its_budget_and_always_the_same():
 def test_a_cut_text_stays_text():
     sources = [Memory({"a": "中" * 100})]
     assert list(sample(sources, survey(sources, 0.0), 100e-6)) == ["中" * 33]
+
+
+def test_pairs_are_told_apart_by_both_texts_and_split_by_the_first():
+    pairs = [Document(f"f:{i}", f"in {i // 2}", f"out {i % 2}", named_by_place=True) for i in range(400)]
+    extra = [Document("f:400", "in 0", "out 0", named_by_place=True), Document("f:401", "in", "", named_by_place=True)]
+    found = survey([Memory(pairs + extra)], 0.3)
+    assert (len(found.size), found.duplicates, found.empty) == (400, 1, 1)
+    assert (found.held_out[::2] == found.held_out[1::2]).all()
+    assert found.size[0] == len("in 0out 0")
+    assert next(iter(sample([Memory(pairs)], found, 1.0))) in {"".join(pair.parts) for pair in pairs}

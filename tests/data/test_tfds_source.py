@@ -30,6 +30,14 @@ def test_a_prepared_data_set_is_read_by_name_and_index(prepared, cache):
     assert opened(cache, "stdlib_corpus", field="name")[5].text == "name 5"
 
 
+def test_a_target_field_makes_pairs(prepared, cache):
+    source = opened(cache, "stdlib_corpus", field="name", target_field="text")
+    assert source[3].parts == ("name 3", "text 3\n")
+    assert source.fingerprint() != opened(cache, "stdlib_corpus", field="name").fingerprint()
+    with pytest.raises(UserError, match=r"has no field 'body'; it has name, text$"):
+        opened(cache, "stdlib_corpus", target_field="body")
+
+
 def test_part_of_a_split_can_be_taken(prepared, cache):
     source = opened(cache, "stdlib_corpus", split="train[2:4]")
     assert [source[i].text for i in range(len(source))] == ["text 2\n", "text 3\n"]

@@ -8,8 +8,9 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxllm.config import UserError
+from jaxllm.config import TokenizerConfig, UserError
 from jaxllm.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+from jaxllm.data.tokenizer_training import train_tokenizer
 
 NASTY = [
     "",
@@ -69,6 +70,26 @@ def prefixed(tmp_path_factory) -> Tokenizer:
     )
     path = tmp_path_factory.mktemp("prefixed") / "llama.model"
     path.write_bytes(content.getvalue())
+    return load_tokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def word_piece(tmp_path_factory) -> Tokenizer:
+    """A WordPiece model such as BERT's."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "name", "##s", "print", "##ing", ","]
+    model = tokenizers.Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    model.decoder = decoders.WordPiece()
+    model.add_special_tokens(pieces[:5])
+    path = tmp_path_factory.mktemp("word_piece") / "tokenizer.json"
+    model.save(str(path))
+    return load_tokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def trained_with_mask(code_texts, tmp_path_factory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("mask") / "mask.model"
+    train_tokenizer(code_texts, TokenizerConfig(vocab_size=305, extra_tokens=("<mask>",)), path)
     return load_tokenizer(path)
 
 
@@ -143,6 +164,43 @@ def test_the_configuration_beside_a_tokenizer_json_names_its_special_tokens(hugg
         after.token_id("b"),
     )
     assert after.fingerprint != before.fingerprint
+
+
+def test_tokens_that_stand_for_no_text_are_known(tokenizer, hugging_face_path, word_piece):
+    assert tokenizer.special_ids() == set(range(9))
+    assert load_tokenizer(hugging_face_path).special_ids() == {0}
+    assert {word_piece.token_id(name) for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")} == (
+        word_piece.special_ids()
+    )
+
+
+def test_the_mask_is_found_by_its_spelling(trained_with_mask, tokenizer, word_piece):
+    assert trained_with_mask.mask_id == trained_with_mask.token_id("<mask>") == 9
+    assert word_piece.mask_id == word_piece.token_id("[MASK]")
+    assert tokenizer.mask_id is None
+
+
+def words(tokenizer: Tokenizer, text: str) -> list[str]:
+    starts, found = tokenizer.word_starts(), []
+    for i in tokenizer.encode(text):
+        if starts[i] or not found:
+            found.append([])
+        found[-1].append(i)
+    return [tokenizer.decode(ids).strip() for ids in found]
+
+
+def test_word_starts_cut_text_where_it_has_spaces(tokenizer, hugging_face_path, word_piece):
+    for each in (tokenizer, load_tokenizer(hugging_face_path)):
+        found = words(each, "zebras print 10.25\n\tself.name = ü")
+        assert [word for word in found if word] == ["zebras", "print", "10.25", "self.name", "=", "ü"]
+    found = words(word_piece, "names, printing")
+    assert found == ["names", ",", "printing"]
+
+
+def test_a_vocabulary_that_marks_no_words_says_so(tmp_path):
+    model = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
+    model.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "tokenizer.json").word_starts() is None
 
 
 def test_truncation_and_padding_that_a_file_asks_for_are_not_applied(hugging_face_path, tmp_path):

@@ -67,6 +67,19 @@ def test_too_small_a_vocabulary_names_the_smallest_which_then_works(trained):
     assert trained(vocab_size=least).vocab_size == least
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_extra_tokens_have_ids_that_no_text_makes(trained, model_type):
+    tokenizer = trained(vocab_size=305, model_type=model_type, extra_tokens=("<mask>", "<extra_id_0>"))
+    assert (tokenizer.vocab_size, tokenizer.token_id("<mask>"), tokenizer.token_id("<extra_id_0>")) == (305, 9, 10)
+    assert {9, 10}.isdisjoint(tokenizer.encode("<mask> <extra_id_0>"))
+    assert tokenizer.decode([9, *tokenizer.encode("<mask>"), 10]) == "<mask>"
+
+
+def test_an_extra_token_that_every_tokenizer_has_is_named(trained):
+    with pytest.raises(UserError, match=r"tokenizer\.extra_tokens: every trained tokenizer has '<\|user\|>'; leave it"):
+        trained(extra_tokens=("<|user|>",))
+
+
 def test_no_text_is_an_error(trained):
     with pytest.raises(UserError, match="no text to train the tokenizer on"):
         trained(texts=[""])

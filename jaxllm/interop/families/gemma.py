@@ -9,7 +9,7 @@ from jaxllm.interop.families.family import Family
 from jaxllm.interop.families.llama import IGNORED, attention_rules, gated_rules, read_llama, write_llama
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.settings import GATED, Settings, rope_keys
-from jaxllm.models.transformer import windowed
+from jaxllm.models.table import windowed
 
 EVERY = {"gemma2": 2, "gemma3_text": 6}
 """The last of so many layers has no window, unless the configuration says otherwise."""
