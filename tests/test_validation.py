@@ -186,11 +186,6 @@ def test_every_objective_has_runs_that_are_in_order(kind):
                 data__sources=(PAIRS,),
                 data__packing="concatenate",
             ),
-                model__architecture="encoder_decoder",
-                objective__kind="seq2seq",
-                data__sources=(PAIRS,),
-                data__packing="concatenate",
-            ),
             "data.packing = 'concatenate': cuts pairs apart; 'documents' would do",
         ),
         (
