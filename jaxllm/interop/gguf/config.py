@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_families import FAMILIES, Family, tensor_names
-from jaxllm.interop.gguf_header import Header
-from jaxllm.interop.gguf_rope import read_scaling, rope_parameters, scaling_metadata
+from jaxllm.interop.gguf.families import FAMILIES, Family, tensor_names
+from jaxllm.interop.gguf.header import Header
+from jaxllm.interop.gguf.rope import read_scaling, rope_parameters, scaling_metadata
 
 LARGEST = {"gemma2": 46, "gemma3": 62}
 """Layers of the one Gemma that scales scores by width / heads in place of the size of a head; GGUF does not say it."""

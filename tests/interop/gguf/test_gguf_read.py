@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_read import BLOCKS, open_gguf
-from tests.interop.gguf_models import LAYERS, VOCABULARY, WIDTH, bfloat16, edited, write
+from jaxllm.interop.gguf.read import BLOCKS, open_gguf
+from tests.interop.gguf.models import LAYERS, VOCABULARY, WIDTH, bfloat16, edited, write
 
 EMBEDDING = "model.embed_tokens.weight"
 

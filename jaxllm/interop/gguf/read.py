@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_config import family_read, read_config
-from jaxllm.interop.gguf_families import Family, tensor_names
-from jaxllm.interop.gguf_header import Header, Stored, gguf_package, read_header
-from jaxllm.interop.gguf_layout import CUT, from_gguf, groups, layout
-from jaxllm.interop.gguf_rope import FREQS
-from jaxllm.interop.gguf_tokenizer import special_token_ids, tokenizer_files
+from jaxllm.interop.gguf.config import family_read, read_config
+from jaxllm.interop.gguf.families import Family, tensor_names
+from jaxllm.interop.gguf.header import Header, Stored, gguf_package, read_header
+from jaxllm.interop.gguf.layout import CUT, from_gguf, groups, layout
+from jaxllm.interop.gguf.rope import FREQS
+from jaxllm.interop.gguf.tokenizer import special_token_ids, tokenizer_files
 from jaxllm.interop.published import Published, Tensor
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.interop import gguf_header
-from jaxllm.interop.gguf_read import open_gguf
-from jaxllm.interop.gguf_write import write_gguf
-from tests.interop.gguf_models import BY_MODEL_TYPE, CONFIGS, config_of, files_of, sources, tensors_of, write
+from jaxllm.interop.gguf import header
+from jaxllm.interop.gguf.read import open_gguf
+from jaxllm.interop.gguf.write import write_gguf
+from tests.interop.gguf.models import BY_MODEL_TYPE, CONFIGS, config_of, files_of, sources, tensors_of, write
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
@@ -37,7 +37,7 @@ def test_the_config_comes_back_as_it_was(tmp_path, model_type):
 
 def test_matrices_are_written_as_asked_and_vectors_and_routers_in_float32(tmp_path):
     write(tmp_path / "m.gguf", "mixtral", "q8_0")
-    stored = {name: tensor.kind for name, tensor in gguf_header.read_header(tmp_path / "m.gguf").tensors.items()}
+    stored = {name: tensor.kind for name, tensor in header.read_header(tmp_path / "m.gguf").tensors.items()}
     assert {kind for name, kind in stored.items() if "norm" in name or "ffn_gate_inp" in name} == {"F32"}
     assert {kind for name, kind in stored.items() if "norm" not in name and "ffn_gate_inp" not in name} == {"Q8_0"}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.interop.gguf_families import Family
+from jaxllm.interop.gguf.families import Family
 
 CUT = ("pairs of heads", "pairs of kv_heads", "parts of heads")
 """The layouts that cut rows into groups."""

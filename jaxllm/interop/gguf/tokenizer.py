@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_header import Header
-from jaxllm.interop.gguf_splits import BYTE_LEVEL, OF_ARCHITECTURE, WORDS, Words, pre_tokenizer
+from jaxllm.interop.gguf.header import Header
+from jaxllm.interop.gguf.splits import BYTE_LEVEL, OF_ARCHITECTURE, WORDS, Words, pre_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """The types of tokens, which are SentencePiece's."""

@@ -7,10 +7,10 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_splits import LLAMA3, QWEN2, WORDS, name_of_words, pre_tokenizer
-from jaxllm.interop.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from jaxllm.interop.gguf_vocabulary import tokenizer_metadata
-from tests.interop.gguf_models import byte_level, files_of
+from jaxllm.interop.gguf.splits import LLAMA3, QWEN2, WORDS, name_of_words, pre_tokenizer
+from jaxllm.interop.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from jaxllm.interop.gguf.vocabulary import tokenizer_metadata
+from tests.interop.gguf.models import byte_level, files_of
 
 CONFIG = {"vocab_size": 320}
 

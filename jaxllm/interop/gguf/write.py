@@ -11,12 +11,12 @@ import numpy as np
 
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_config import family_written, head_size, write_config
-from jaxllm.interop.gguf_families import Family, tensor_names
-from jaxllm.interop.gguf_header import gguf_package
-from jaxllm.interop.gguf_layout import CUT, groups, layout, to_gguf
-from jaxllm.interop.gguf_rope import FREQS, LLAMA3, llama3_factors, needed, rope_parameters
-from jaxllm.interop.gguf_vocabulary import tokenizer_metadata
+from jaxllm.interop.gguf.config import family_written, head_size, write_config
+from jaxllm.interop.gguf.families import Family, tensor_names
+from jaxllm.interop.gguf.header import gguf_package
+from jaxllm.interop.gguf.layout import CUT, groups, layout, to_gguf
+from jaxllm.interop.gguf.rope import FREQS, LLAMA3, llama3_factors, needed, rope_parameters
+from jaxllm.interop.gguf.vocabulary import tokenizer_metadata
 from jaxllm.interop.published import Tensor
 
 DType = Literal["f32", "f16", "q8_0"]

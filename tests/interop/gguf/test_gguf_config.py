@@ -1,9 +1,9 @@
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_config import family_written, write_config
-from jaxllm.interop.gguf_read import open_gguf
-from tests.interop.gguf_models import LAYERS, config_of, write
+from jaxllm.interop.gguf.config import family_written, write_config
+from jaxllm.interop.gguf.read import open_gguf
+from tests.interop.gguf.models import LAYERS, config_of, write
 
 
 def metadata(model_type: str, **changes):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_header import read_header
-from jaxllm.interop.gguf_read import open_gguf
-from tests.interop.gguf_models import write
+from jaxllm.interop.gguf.header import read_header
+from jaxllm.interop.gguf.read import open_gguf
+from tests.interop.gguf.models import write
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_read import open_gguf
-from jaxllm.interop.gguf_rope import FREQS, LLAMA3, llama3_factors, rope_parameters
-from tests.interop.gguf_models import edited, write
+from jaxllm.interop.gguf.read import open_gguf
+from jaxllm.interop.gguf.rope import FREQS, LLAMA3, llama3_factors, rope_parameters
+from tests.interop.gguf.models import edited, write
 
 SCALED = {"rope_type": "llama3", "factor": 32.0, **LLAMA3}
 

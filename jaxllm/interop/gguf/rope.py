@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_header import Header
+from jaxllm.interop.gguf.header import Header
 
 FREQS = "rope_freqs.weight"
 """The tensor by which each frequency is divided."""

@@ -11,8 +11,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxllm.interop.gguf_families import FAMILIES, Family
-from jaxllm.interop.gguf_write import Source, write_gguf
+from jaxllm.interop.gguf.families import FAMILIES, Family
+from jaxllm.interop.gguf.write import Source, write_gguf
 from jaxllm.interop.published import Tensor
 
 VOCABULARY, WIDTH, FFN, LAYERS, HEADS, KV_HEADS, POSITIONS, EXPERTS = 320, 64, 96, 2, 4, 2, 32, 3

@@ -9,12 +9,12 @@ import tokenizers
 
 from jaxllm.config import UserError
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.interop.gguf_header import Header
-from jaxllm.interop.gguf_read import open_gguf
-from jaxllm.interop.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_files
-from jaxllm.interop.gguf_vocabulary import tokenizer_metadata
-from jaxllm.interop.gguf_write import write_gguf
-from tests.interop.gguf_models import byte_level, config_of, files_of, sources, tensors_of
+from jaxllm.interop.gguf.header import Header
+from jaxllm.interop.gguf.read import open_gguf
+from jaxllm.interop.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_files
+from jaxllm.interop.gguf.vocabulary import tokenizer_metadata
+from jaxllm.interop.gguf.write import write_gguf
+from tests.interop.gguf.models import byte_level, config_of, files_of, sources, tensors_of
 
 TEXTS = [
     "",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from jaxllm.interop.gguf_header import gguf_package
+from jaxllm.interop.gguf.header import gguf_package
 
 
 class Field(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from jaxllm.config import UserError
-from jaxllm.interop.gguf_splits import WORDS, name_of_words
-from jaxllm.interop.gguf_tokenizer import (
+from jaxllm.interop.gguf.splits import WORDS, name_of_words
+from jaxllm.interop.gguf.tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,

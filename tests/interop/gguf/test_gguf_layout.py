@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from jaxllm.interop.gguf_families import FAMILIES, LLAMA, tensor_names
-from jaxllm.interop.gguf_layout import from_gguf, layout, to_gguf
-from tests.interop.gguf_models import BY_MODEL_TYPE, HEADS, KV_HEADS, WIDTH, config_of
+from jaxllm.interop.gguf.families import FAMILIES, LLAMA, tensor_names
+from jaxllm.interop.gguf.layout import from_gguf, layout, to_gguf
+from tests.interop.gguf.models import BY_MODEL_TYPE, HEADS, KV_HEADS, WIDTH, config_of
 
 SIZE = WIDTH // HEADS
 

@@ -1,0 +1,105 @@
+"""The same inputs through transformers and through our model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.common.trees import Tree
+from jaxllm.config import TransformerConfig, UserError
+from jaxllm.models.block import Memory
+from jaxllm.models.heads import head_logits, label_logits
+from jaxllm.models.transformer import Transformer, decode, encode
+
+ROWS = (24, 17)
+"""Tokens of the texts that are compared; the second one is padded."""
+
+
+class Inputs(NamedTuple):
+    """Two rows of random tokens."""
+
+    tokens_BT: np.ndarray
+    real_BT: np.ndarray
+    """False is padding."""
+    written_BT: np.ndarray
+    """For a decoder that attends to an encoder."""
+
+
+class Agreement(NamedTuple):
+    """How far two models' outputs are apart."""
+
+    difference: float
+    """The greatest one of any two numbers."""
+    largest: float
+    """Of the numbers themselves."""
+    same_best: float
+    """The share of positions at which both have the same greatest one."""
+
+
+def inputs(config: TransformerConfig) -> Inputs:
+    """Always the same ones; ids from 3 on, since padding and the like are often treated apart."""
+    random, length = np.random.default_rng(0), min(max(ROWS), config.max_positions)
+    tokens, written = random.integers(min(3, config.vocab_size - 1), config.vocab_size, (2, len(ROWS), length))
+    real = np.arange(length) < np.array(ROWS)[:, None]
+    return Inputs(np.where(real, tokens, 0).astype(np.int32), real, written.astype(np.int32))
+
+
+def ours(config: TransformerConfig, params: Tree, given: Inputs) -> np.ndarray:
+    """Logits `[B, T, V]`, logits of labels `[B, Z]`, or hidden states `[B, T, D]` of an encoder without a head."""
+    model = Transformer(config)
+
+    def run(params: Tree) -> jax.Array:
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        tokens, segments = jnp.asarray(given.tokens_BT), jnp.asarray(given.real_BT, jnp.int32)
+        if config.architecture == "decoder":
+            hidden = decode(model, params, tokens, None, segments).hidden
+        else:
+            hidden = encode(model, params, tokens, None, segments).hidden
+        if config.architecture == "encoder_decoder":
+            hidden = decode(model, params, jnp.asarray(given.written_BT), memory=Memory(hidden, segments)).hidden
+        if config.labels:
+            return label_logits(params, hidden, config)
+        is_bare = config.architecture == "encoder" and not config.head_transform
+        return hidden if is_bare else head_logits(params, hidden, config)
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(run)(params))
+
+
+def theirs(path: Path, architectures: list[str], config: TransformerConfig, given: Inputs) -> np.ndarray:
+    """The same of transformers, in float32.
+
+    Raises:
+        UserError: torch or transformers are not installed, or transformers cannot open the model.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(f"--verify needs {error.name}: pip install 'jaxllm[bench]'") from None
+    transformers.logging.set_verbosity_error()
+    folder, more = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
+    chosen: Any = getattr(transformers, architectures[0], transformers.AutoModel) if architectures else None
+    try:
+        model = (chosen or transformers.AutoModel).from_pretrained(folder, dtype=torch.float32, **more).eval()
+    except Exception as error:  # it raises whatever happens
+        raise UserError(f"transformers cannot open '{path}': {error}") from None
+    named: dict[str, Any] = {
+        "input_ids": torch.from_numpy(given.tokens_BT).long(),
+        "attention_mask": torch.from_numpy(given.real_BT).long(),
+    }
+    if config.architecture == "encoder_decoder":
+        named["decoder_input_ids"] = torch.from_numpy(given.written_BT).long()
+    with torch.no_grad():
+        out = model(**named)
+    return (out.logits if hasattr(out, "logits") else out.last_hidden_state).float().numpy()
+
+
+def agreement(config: TransformerConfig, given: Inputs, mine: np.ndarray, other: np.ndarray) -> Agreement:
+    """Of two outputs, padding left out."""
+    if mine.ndim == 3 and config.architecture != "encoder_decoder":
+        mine, other = mine[given.real_BT], other[given.real_BT]
+    same = np.argmax(mine, axis=-1) == np.argmax(other, axis=-1)
+    return Agreement(float(np.abs(mine - other).max()), float(np.abs(other).max()), float(same.mean()))
