@@ -183,6 +183,11 @@ def choose_family(config: TransformerConfig, wanted: str | None) -> Family:
     )
 
 
+def named_tensors(config: TransformerConfig, family: Family) -> frozenset[str]:
+    """What the tensors of a model are called."""
+    return frozenset(tensor.name for tensor in named(family.rules(config), parameter_table(config)))
+
+
 WITHOUT_EFFECT = {"init_std", "dropout", "router_loss", "start_token", "max_positions"}
 """Fields that change nothing that a trained model computes."""
 
@@ -194,8 +199,8 @@ def _lost(config: TransformerConfig, family: Family) -> list[str]:
         return sorted(strange)
     try:
         written = family.write(config)
-        names = [tensor.name for tensor in named(family.rules(config), table)]
-        back = family.read(Settings({**written, "model_type": family.model_type}, "", frozenset(names)))
+        values = {**written, "model_type": family.model_type}
+        back = family.read(Settings(values, "", named_tensors(config, family)))
     except (UserError, KeyError, StopIteration) as error:
         return [str(error)]
     before, after = to_dict(config), to_dict(back)

@@ -18,6 +18,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "generation_config.json"),
+    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
 """What is kept beside the weights, as it is."""
 
@@ -153,6 +154,7 @@ def write_folder(
     with written_whole(folder) as writing:
         (writing / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         for name, content in files.items():
+            (writing / name).parent.mkdir(exist_ok=True)
             (writing / name).write_bytes(content)
         _write_weights(writing, list(tensors))
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from jaxllm.common.trees import Tree
 from jaxllm.config import TransformerConfig, UserError
@@ -49,6 +50,7 @@ def inputs(config: TransformerConfig) -> Inputs:
 def ours(config: TransformerConfig, params: Tree, given: Inputs) -> np.ndarray:
     """Logits `[B, T, V]`, logits of labels `[B, Z]`, or hidden states `[B, T, D]` of an encoder without a head."""
     model = Transformer(config)
+    params = jax.device_put(params, SingleDeviceSharding(jax.local_devices()[0]))
 
     def run(params: Tree) -> jax.Array:
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)

@@ -85,8 +85,8 @@ class Checkpoints:
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(int(path.name) for path in found if path.name.isdecimal())
 
-    def save(self, state: State, info: Info) -> None:
-        """Starts to write `state`; returns as soon as the host has a copy, so that a step may consume it.
+    def save(self, state: State | Tree, info: Info) -> None:
+        """Starts to write `state`, or a part of one; returns when the host has a copy, so that a step may consume it.
 
         Raises:
             UserError: this checkpoint, or the one before it, cannot be written. Nothing of it is left.

@@ -26,6 +26,10 @@ most. (Of a path only the text at its end counts, which has a hash of its own. `
 microbatch draws its own dropout.)"""
 
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
+"""Names of a model's tokenizer; where there are several the first."""
+
+
 def run_folder(config: RunConfig) -> Path:
     """Where a run lives: `output`, or `runs/<name>`."""
     return user_path(config.output) if config.output else Path("runs", config.name)
@@ -92,10 +96,10 @@ def saved_tokenizer(folder: Path) -> Path:
     Raises:
         UserError: it is gone.
     """
-    for name in ("tokenizer.model", "tokenizer.json"):
+    for name in TOKENIZERS:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"run folder '{folder}': its tokenizer (tokenizer.model or tokenizer.json) is missing")
+    raise UserError(f"run folder '{folder}': its tokenizer ({' or '.join(TOKENIZERS[:2])}) is missing")
 
 
 def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfig:

@@ -1,0 +1,115 @@
+"""`jaxllm export`: a model folder or a run of ours as others read it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from jaxllm.common.paths import user_path
+from jaxllm.config import TransformerConfig, UserError
+
+if TYPE_CHECKING:
+    from jaxllm.interop.families import Family
+
+GGUF_TYPES = {"float32": "f32", "float16": "f16", "q8_0": "q8_0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Export a model as a Hugging Face folder, or as a GGUF file for llama.cpp."""
+
+    model: tyro.conf.Positional[str]
+    """A model folder, or the folder of a run."""
+    out: tyro.conf.Positional[str]
+    """What is made: a folder, or a file whose name ends in `.gguf`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
+    """Of the matrices; auto is that of the parameters, for GGUF float16. `q8_0` is for GGUF only, bfloat16 not."""
+    family: str | None = None
+    """As which family, such as llama; none means that of an imported model, or the first that can express it."""
+    step: int | Literal["best"] | None = None
+    """The checkpoint of a run, or the one with the lowest held-out loss; none means the latest."""
+    ema: bool = True
+    """Take the moving average of the parameters where the run keeps one."""
+    verify: bool = False
+    """Compare logits with those of transformers, which must be installed: pip install 'jaxllm[bench]'."""
+
+
+def run(argv: list[str]) -> int:
+    """Writes the folder or the file, whole or not at all, and prints what is in it.
+
+    Returns:
+        0; or 1 where the logits are not those of transformers.
+
+    Raises:
+        UserError: a model, an option or a place that will not do.
+    """
+    command = tyro.cli(Command, args=argv, prog="jaxllm export")
+    folder, out = user_path(command.model), user_path(command.out)
+    is_gguf = out.suffix == ".gguf"
+    if is_gguf and command.dtype == "bfloat16":
+        raise UserError("--dtype bfloat16: GGUF files are written in float32, float16 or q8_0")
+    if not is_gguf and command.dtype == "q8_0":
+        raise UserError(f"--dtype q8_0: is for GGUF; name a file that ends in .gguf, and not '{out}'")
+
+    import numpy as np
+
+    from jaxllm.common.trees import flatten
+    from jaxllm.interop.convert import exported
+    from jaxllm.interop.gguf.write import write_gguf
+    from jaxllm.interop.huggingface import FILES, write_folder
+    from jaxllm.interop.sentencepiece_files import hugging_face_files
+    from jaxllm.train.checkpoint import load_run_params
+
+    config, params, _ = load_run_params(folder, command.step, command.ema)
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    family, published = _published_config(folder, config.model, command.family)
+    own = next(iter(arrays.values())).dtype.name
+    dtype = command.dtype if command.dtype != "auto" else "float16" if is_gguf else own
+    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    files = hugging_face_files(files, published)
+    tensors = list(exported(config.model, family, arrays, own if is_gguf else dtype))
+    if is_gguf:
+        write_gguf(out, published, tensors, files, GGUF_TYPES[dtype])  # type: ignore[arg-type]
+    else:
+        write_folder(out, {**published, "dtype": dtype, "torch_dtype": dtype}, tensors, files)
+    count = sum(array.size for array in arrays.values())
+    print(f"exported {family.model_type} with {count:,} parameters in {len(tensors):,} tensors as {dtype} to '{out}'")
+    return _checked(out, config.model, params, published) if command.verify else 0
+
+
+def _published_config(folder: Path, model: TransformerConfig, wanted: str | None) -> tuple["Family", Mapping[str, Any]]:
+    """The family to write, and its `config.json`: the one that came with the model, while it still tells its shape."""
+    from jaxllm.data.tokenizer import load_tokenizer
+    from jaxllm.interop.convert import choose_family, named_tensors
+    from jaxllm.interop.families import FAMILIES
+    from jaxllm.interop.settings import Settings
+    from jaxllm.train.run_folder import saved_tokenizer
+
+    source = folder / "source.json"
+    if source.is_file():
+        values = json.loads(source.read_bytes())
+        family = FAMILIES[values["model_type"]]
+        names = named_tensors(model, family)
+        if wanted in (None, family.model_type) and family.read(Settings(values, str(source), names)) == model:
+            return family, values
+    family = choose_family(model, wanted)
+    tokenizer = load_tokenizer(saved_tokenizer(folder))
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
+    return family, {**ids, **family.write(model), "model_type": family.model_type}
+
+
+def _checked(out: Path, model: TransformerConfig, params: Any, published: Mapping[str, Any]) -> int:
+    """Prints how far the outputs of what was written are from ours, and returns the exit status."""
+    from jaxllm.interop.verify import agreement, inputs, ours, theirs
+
+    given = inputs(model)
+    other = theirs(out, list(published["architectures"]), model, given)
+    found = agreement(model, given, ours(model, params, given), other)
+    print(
+        f"logits of transformers: differ by at most {found.difference:.2e}, of numbers up to {found.largest:.2f}; "
+        f"the greatest is the same at {found.same_best:.1%} of positions"
+    )
+    return 0 if found.difference <= 1e-3 * max(found.largest, 1.0) else 1

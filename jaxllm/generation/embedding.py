@@ -1,0 +1,169 @@
+"""Embeddings of texts: what an encoder makes of each, as one vector.
+
+Texts are packed into rows, each a segment of its own, so that no product is spent on padding.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from jaxllm.common.trees import Tree
+from jaxllm.config import TransformerConfig, UserError
+from jaxllm.data.packing import pack
+from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.models.heads import mean_pooled, pooled
+from jaxllm.models.transformer import Transformer, cast_for_use, encode
+
+SHORTEST_ROW = 128
+"""Places of a row; of longer ones where a text needs them, to a power of two."""
+
+TOKENS_AT_ONCE = 2048
+"""In one call of the model."""
+
+SHORTEST_TEXT = 2
+"""Tokens of the shortest text: its begin and its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """How hidden states become one vector."""
+
+    kind: Literal["mean", "first", "pooler"] = "mean"
+    """Of all tokens; of the first one; or of the first one through the model's pooler."""
+    normalise: bool = True
+    """Divide by the length, so that products are cosines."""
+    max_tokens: int | None = None
+    """Of a text, begin and end included; none means the model's positions."""
+
+
+def published_pooling(folder: Path) -> Pooling:
+    """What sentence-transformers' files in a model folder say; the mean, normalised, where there are none.
+
+    Raises:
+        UserError: a way of pooling that is not known.
+    """
+    modules, pooling, sizes = (
+        json.loads((folder / name).read_bytes()) if (folder / name).is_file() else None
+        for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+    )
+    if pooling is None:
+        return Pooling()
+    chosen = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+    kinds: dict[str, Literal["mean", "first"]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
+    if len(chosen) != 1 or chosen[0] not in kinds:
+        raise UserError(f"'{folder}/1_Pooling/config.json' asks for {chosen}: one of {', '.join(kinds)} would do")
+    normalises = any(str(module.get("type", "")).endswith("Normalize") for module in modules or ())
+    longest = (sizes or {}).get("max_seq_length")
+    return Pooling(kind=kinds[chosen[0]], normalise=normalises, max_tokens=longest)
+
+
+class Embedder:
+    """Embeds texts with one model. Programs are compiled when first needed, and kept."""
+
+    def __init__(
+        self, config: TransformerConfig, params: Tree, tokenizer: Tokenizer, pooling: Pooling, dtype: Any = None
+    ):
+        """
+        Args:
+            config: the model's shape.
+            params: its parameters; they are copied onto the first local device.
+            tokenizer: its tokenizer.
+            pooling: how a text becomes one vector.
+            dtype: of weights and products; none means float32 on CPU and bfloat16 elsewhere.
+
+        Raises:
+            UserError: the model is no encoder, has no pooler where one is asked for, or cannot read so many tokens.
+        """
+        if config.architecture != "encoder":
+            raise UserError(f"a model of the architecture {config.architecture!r} makes no embeddings; an encoder does")
+        if pooling.kind == "pooler" and not config.pooler:
+            raise UserError("--pooling.kind pooler: this model has none; mean or first would do")
+        most = config.max_positions if pooling.max_tokens is None else pooling.max_tokens
+        if not SHORTEST_TEXT < most <= config.max_positions:
+            raise UserError(
+                f"--pooling.max-tokens {most}: expected {SHORTEST_TEXT + 1} to {config.max_positions} (max_positions)"
+            )
+        device = jax.local_devices()[0]
+        dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
+        self.width, self._tokenizer, self._pooling, self._most = config.width, tokenizer, pooling, most
+        model = Transformer(config, dtype=dtype)
+        params = jax.device_put(params, SingleDeviceSharding(device))
+        self._params = jax.jit(cast_for_use, static_argnums=1)(params, dtype)
+        self._run = jax.jit(lambda params, *rows: _vectors(model, pooling, params, *rows))
+
+    def embed(self, texts: Sequence[str], on_done: Callable[[int], None] = lambda done: None) -> np.ndarray:
+        """`[texts, D]` in float32, in the order of the texts; `on_done` is called with how many are done.
+
+        What a text has beyond `max_tokens` is left out.
+        """
+        tokens = self._tokens(texts)
+        lengths = np.array([len(ids) for ids in tokens], np.int64)
+        rows = np.array([max(SHORTEST_ROW, 1 << int(n - 1).bit_length()) for n in lengths])
+        found, done = np.zeros((len(texts), self.width), np.float32), 0
+        for length in np.unique(rows):
+            members = np.flatnonzero(rows == length)
+            for batch in _batches(lengths[members], int(length)):
+                own = [[members[i] for i in row] for row in batch]
+                vectors = np.asarray(self._run(self._params, *_laid(tokens, own, int(length))))
+                for row, texts_of_row in enumerate(own):
+                    found[texts_of_row] = vectors[row, : len(texts_of_row)]
+                done += sum(map(len, own))
+                on_done(done)
+        return found
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
+        return [[bos, *ids[: self._most - 2], eos] for ids in self._tokenizer.encode_batch(texts)]
+
+
+def _vectors(
+    model: Transformer,
+    pooling: Pooling,
+    params: Tree,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+) -> jax.Array:
+    """`[B, segments, D]` of the segments 1, 2, ... of each row."""
+    hidden_BTD = encode(model, params, tokens_BT, positions_BT, segments_BT).hidden
+    segments = tokens_BT.shape[1] // SHORTEST_TEXT
+    if pooling.kind == "mean":
+        vectors = mean_pooled(hidden_BTD, segments_BT, segments)
+    else:
+        firsts = jnp.argmax(segments_BT[:, None] == jnp.arange(1, segments + 1)[:, None], axis=-1)
+        first = jnp.take_along_axis(hidden_BTD, firsts[..., None], axis=1)
+        vectors = pooled(params, first) if pooling.kind == "pooler" else first
+    vectors = vectors.astype(jnp.float32)
+    if not pooling.normalise:
+        return vectors
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _batches(lengths: np.ndarray, length: int) -> list[list[list[int]]]:
+    """Texts in rows of that length, as few as are needed, and rows in batches of `TOKENS_AT_ONCE`."""
+    starts, order = pack(lengths, length)
+    rows = [order[a:b].tolist() for a, b in pairwise(starts)]
+    size = max(1, TOKENS_AT_ONCE // length)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _laid(tokens: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], length: int) -> list[np.ndarray]:
+    """Tokens, positions and segments of a whole batch; rows that are missing hold padding."""
+    shape = max(1, TOKENS_AT_ONCE // length), length
+    tokens_BT, positions_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))
+    for r, row in enumerate(rows):
+        at = 0
+        for segment, text in enumerate(row, 1):
+            ids = tokens[text]
+            span = slice(at, at + len(ids))
+            tokens_BT[r, span], positions_BT[r, span], segments_BT[r, span] = ids, np.arange(len(ids)), segment
+            at += len(ids)
+    return [tokens_BT, positions_BT, segments_BT]
