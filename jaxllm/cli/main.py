@@ -16,6 +16,7 @@ from jaxllm.config import UserError
 COMMANDS = {
     "train": ("jaxllm.cli.train", "train a recipe, or go on with a run"),
     "generate": ("jaxllm.cli.generate", "continue a prompt with the model of a run"),
+    "chat": ("jaxllm.cli.chat", "talk with the model of a run"),
     "data": ("jaxllm.cli.data", "prepare the data of a recipe and measure its loader"),
     "tokenizer": ("jaxllm.cli.tokenizer", "train a tokenizer"),
     "model": ("jaxllm.cli.model", "count a model's parameters, FLOPs and memory"),
