@@ -26,8 +26,8 @@ ORDER = [
 
 WITHOUT_JAX = [
     *("jaxllm", "jaxllm.config", "jaxllm.validation", "jaxllm.models.presets", "jaxllm.models.summary"),
-    *("jaxllm.generation.config", "jaxllm.cli.main", "jaxllm.cli.recipe"),
-    *(f"jaxllm.cli.{command}" for command in ("train", "generate", "data", "tokenizer", "model", "plan")),
+    *("jaxllm.generation.config", "jaxllm.generation.recommended", "jaxllm.cli.main", "jaxllm.cli.recipe"),
+    *(f"jaxllm.cli.{command}" for command in ("train", "generate", "chat", "data", "tokenizer", "model", "plan")),
     *("jaxllm.planning.chips", "jaxllm.planning.topology"),
     *(f"configs.{path.parent.name}.{path.stem}" for path in sorted((ROOT / "configs").glob("*/*.py"))),
 ]

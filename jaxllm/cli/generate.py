@@ -59,6 +59,7 @@ def run(argv: list[str]) -> int:
 
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.generate import Generator
+    from jaxllm.generation.recommended import recommended
     from jaxllm.train.checkpoint import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
@@ -66,7 +67,7 @@ def run(argv: list[str]) -> int:
     config, params, info = load_run_params(folder, command.step, command.ema)
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)
-    generator = Generator(config.model, params, tokenizer)
+    generator = Generator(config.model, params, tokenizer, ends=recommended(folder).ends)
     del params
     generator.check(prompts, command.max_new_tokens, command.stop)
     if len(prompts) * command.samples == 1:

@@ -19,6 +19,7 @@ COMMANDS = {
     "embed": ("jaxllm.cli.embed", "embed lines of text"),
     "import": ("jaxllm.cli.import_model", "open a model of Hugging Face or GGUF"),
     "export": ("jaxllm.cli.export_model", "write a model as a Hugging Face folder or a GGUF file"),
+    "chat": ("jaxllm.cli.chat", "talk with the model of a run"),
     "data": ("jaxllm.cli.data", "prepare the data of a recipe and measure its loader"),
     "tokenizer": ("jaxllm.cli.tokenizer", "train a tokenizer"),
     "model": ("jaxllm.cli.model", "count a model's parameters, FLOPs and memory"),

@@ -1,7 +1,9 @@
 """Tokenizers: SentencePiece models and Hugging Face `tokenizer.json` files behind one interface."""
 
+import functools
 import hashlib
 import json
+import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -34,7 +36,7 @@ BYTE_LEVEL_STARTS = frozenset(map(chr, range(0x109, 0x10E))) | {"\u0120"}
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back. Special tokens are never made from text, only by their id."""
+    """Text to token ids and back. Special tokens are made by their id or by `encode_with_specials`, not by `encode`."""
 
     vocab_size: int
     """Ids run from 0 to `vocab_size - 1`."""
@@ -46,6 +48,8 @@ class Tokenizer(ABC):
     """Fills rows; `eos_id` where the vocabulary has no such token, since padding is masked and never read."""
     mask_id: int | None
     """Stands for what is hidden; none if the vocabulary does not have it."""
+    specials: frozenset[str]
+    """Spellings of the tokens that no text is: begin, end and padding, and those that mark the turns of a chat."""
     fingerprint: str
     """A hash of the file's content: equal fingerprints give equal tokens."""
 
@@ -56,6 +60,14 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text; several threads may call it at once."""
         return [self.encode(text) for text in texts]
+
+    @abstractmethod
+    def encode_with_specials(self, *parts: str) -> list[int]:
+        """The ids of the parts, which together are one text, without begin and end of document.
+
+        A special token that is spelled in the first part is that token, as in transformers' `apply_chat_template`; in
+        the second part it is text, in the third the token again, and so on.
+        """
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens, and ids past the vocabulary (models pad it), give nothing."""
@@ -75,6 +87,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def word_starts(self) -> list[bool] | None:
         """Of each id whether it begins a word, where text is cut at spaces; none if the vocabulary does not tell."""
+
+    @abstractmethod
+    def token_name(self, i: int) -> str:
+        """How the token `i` is spelled; nothing where the vocabulary has no such token."""
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -121,13 +137,35 @@ class SentencePieceTokenizer(Tokenizer):
         # instead.
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._exact = all(map(self._model.is_byte, self._space_ids)) and self._model.normalize("a") == "a"
+        self._content = content
+        self._special_ids = {self._model.id_to_piece(i): i for i in range(self.vocab_size) if self._model.is_control(i)}
+        self.specials = frozenset(self._special_ids)
 
     def encode(self, text: str) -> list[int]:
+        return self._encode(text, self._model)
+
+    def _encode(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
         if not (self._exact and SPACE in text):
-            return self._model.encode(text)
-        ids, *rest = map(self._model.encode, text.split(SPACE))
+            return model.encode(text)
+        ids, *rest = map(model.encode, text.split(SPACE))
         for part in rest:
             ids += self._space_ids + part
+        return ids
+
+    @functools.cached_property
+    def _going_on(self) -> sentencepiece.SentencePieceProcessor:
+        """The model for text with something before it: `add_dummy_prefix` is false in what is appended, and wins."""
+        return sentencepiece.SentencePieceProcessor(model_proto=self._content + b"\x1a\x02\x18\x00")
+
+    def encode_with_specials(self, *parts: str) -> list[int]:
+        ids: list[int] = []
+        special = re.compile(f"({any_of(self.specials)})")
+        for number, part in enumerate(parts):
+            for i, piece in enumerate(special.split(part) if number % 2 == 0 else [part]):
+                if i % 2:
+                    ids.append(self._special_ids[piece])
+                elif piece:
+                    ids += self._encode(piece, self._going_on if ids else self._model)
         return ids
 
     def _decode(self, ids: list[int]) -> str:
@@ -146,15 +184,19 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = map(self._model.id_to_piece, range(self.vocab_size))
         return [piece in spaces or piece[:1] in WORD_STARTS for piece in pieces]
 
+    def token_name(self, i: int) -> str:
+        return self._model.id_to_piece(i) if 0 <= i < self.vocab_size else ""
+
 
 class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`; a `tokenizer_config.json` beside it says which tokens begin, end and pad."""
 
     def __init__(self, path: Path, content: bytes):
-        self._model = tokenizers.Tokenizer.from_str(content.decode())
-        self._model.no_truncation()
-        self._model.no_padding()
+        self._content = content.decode()
+        self._model = self._loaded()
         self._model.encode_special_tokens = True  # text that spells a special token stays text
+        added = self._model.get_added_tokens_decoder().values()
+        self.specials = frozenset(token.content for token in added if token.special)
         self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
         beside = path.with_name("tokenizer_config.json")
         named = json.loads(beside.read_text()) if beside.is_file() else {}
@@ -165,6 +207,16 @@ class HuggingFaceTokenizer(Tokenizer):
         self.mask_id = None if mask_id < 0 else mask_id
         ids = f"{self.bos_id},{self.eos_id},{self.pad_id}".encode()
         self.fingerprint = hashlib.blake2b(content + ids, digest_size=16).hexdigest()
+
+    def _loaded(self) -> tokenizers.Tokenizer:
+        model = tokenizers.Tokenizer.from_str(self._content)
+        model.no_truncation()
+        model.no_padding()
+        return model
+
+    @functools.cached_property
+    def _with_specials(self) -> tokenizers.Tokenizer:
+        return self._loaded()
 
     def _special(self, role: str, named: dict[str, Any], default: int) -> int:
         token = named.get(f"{role}_token")
@@ -177,6 +229,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_with_specials(self, *parts: str) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            model = self._model if i % 2 else self._with_specials
+            ids += _going_on(model, part) if ids else model.encode(part, add_special_tokens=False).ids
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids, skip_special_tokens=True)
@@ -197,6 +256,23 @@ class HuggingFaceTokenizer(Tokenizer):
         marks = WORD_STARTS if any(piece.startswith(SPACE) for piece in pieces) else BYTE_LEVEL_STARTS
         starts = [piece[:1] in marks for piece in pieces]
         return starts if any(starts) else None
+
+    def token_name(self, i: int) -> str:
+        return self._model.id_to_token(i) or ""
+
+
+def _going_on(model: tokenizers.Tokenizer, text: str) -> list[int]:
+    """The ids of `text` with something before it: a tokenizer may put a space at the beginning of a text only.
+
+    A line break that stays a token of its own is put before it, and its ids are taken off again.
+    """
+    before, whole, alone = (model.encode(t, add_special_tokens=False).ids for t in ("\n", "\n" + text, text))
+    return whole[len(before) :] if whole[: len(before)] == before else alone
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A regular expression for any of `names`; of those that begin alike the longest counts."""
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"
 
 
 class StreamDecoder:

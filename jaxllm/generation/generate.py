@@ -12,7 +12,7 @@ product of few rows: a token then takes 2 to 5 times as long, on jax 0.10 and 0.
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -69,9 +69,9 @@ class Generation:
     """What a prompt was continued with."""
 
     text: str
-    """Without the prompt, the stop string and the end-of-document token."""
+    """Without the prompt, the stop string and the token that ends it."""
     tokens: tuple[int, ...]
-    """All that were generated, including the end-of-document token or those that spell the stop string."""
+    """All that were generated, including the one that ends the text or those that spell the stop string."""
     finish: Finish
     """Why it ended."""
     timing: Timing
@@ -104,6 +104,7 @@ class Generator:
         tokenizer: Tokenizer,
         *,
         max_length: int | None = None,
+        ends: Collection[int] | None = None,
         dtype: Any = None,
     ):
         """
@@ -112,6 +113,7 @@ class Generator:
             params: its parameters, as trained; they are copied onto the first local device.
             tokenizer: its tokenizer.
             max_length: tokens of a prompt and its continuation, at most; none means `config.max_positions`.
+            ends: tokens that end a text; none means the end-of-document token.
             dtype: of weights, products and cache; none means the platform's (see above).
 
         Raises:
@@ -123,6 +125,7 @@ class Generator:
         device = jax.local_devices()[0]
         dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
         self.tokenizer = tokenizer
+        self.ends = ends
         self.programs: dict[tuple[Any, ...], Any] = {}
         """By name and sizes."""
         self._model = Transformer(config, dtype=dtype)
@@ -160,7 +163,7 @@ class Generator:
         began = time.perf_counter()
         steps = self.tokens(ids, max_new_tokens, sampling, seeds)
         compiled = first = time.perf_counter()
-        rows = [TextStream(self.tokenizer, row, self._limit(row, max_new_tokens), stop) for row in ids]
+        rows = [TextStream(self.tokenizer, row, self.limit(row, max_new_tokens), stop, self.ends) for row in ids]
         for step, tokens in enumerate(steps):
             if step == 0:
                 first = time.perf_counter()
@@ -205,7 +208,7 @@ class Generator:
         sampling.check()
         self._check(prompts, max_new_tokens)
         inputs = *_padded(prompts, self.max_length), _checked(seeds, len(prompts))
-        limit = max(self._limit(row, max_new_tokens) for row in prompts)
+        limit = max(self.limit(row, max_new_tokens) for row in prompts)
         # Of the bucket, not of the longest prompt: prompts of one bucket share both programs.
         slots = min(_power_of_two(inputs[0].shape[1] + max_new_tokens - 1), self.max_length)
         return self._run(self._compiled(inputs, slots), inputs, settings_of(sampling), limit)
@@ -233,7 +236,7 @@ class Generator:
             self.programs[names[1]] = decode.lower(self._params, *made, args[-1]).compile()
         return self.programs[names[0]], self.programs[names[1]]
 
-    def _limit(self, prompt: Sequence[int], max_new_tokens: int) -> int:
+    def limit(self, prompt: Sequence[int], max_new_tokens: int) -> int:
         """Tokens that this row may have. The last one needs no room, since the model does not read it."""
         return min(max_new_tokens, self.max_length - len(prompt) + 1)
 

@@ -1,12 +1,12 @@
 """From one row's tokens to text that is final as it streams."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from jaxllm.data.tokenizer import StreamDecoder, Tokenizer
 
 Finish = Literal["eos", "stop", "length"]
-"""Why a text ended: by the end-of-document token, a stop string, or because no more tokens were allowed."""
+"""Why a text ended: by a token that ends it, a stop string, or because no more tokens were allowed."""
 
 
 class TextStream:
@@ -16,18 +16,27 @@ class TextStream:
     is what may become a stop string. The stop string itself is not part of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], limit: int, stop: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        limit: int,
+        stop: Sequence[str] = (),
+        ends: Collection[int] | None = None,
+    ):
         """
         Args:
             tokenizer: decodes.
             prompt: the tokens before this text, which decide whether it begins with a space.
             limit: tokens after which it ends.
             stop: strings that end it.
+            ends: tokens that end it; none means the end-of-document token.
         """
         self.tokens: list[int] = []
         self.text = ""
         self.finish: Finish | None = None
-        self._eos, self._limit, self._stop = tokenizer.eos_id, limit, tuple(stop)
+        self._ends = (tokenizer.eos_id,) if ends is None else ends
+        self._limit, self._stop = limit, tuple(stop)
         self._decoder = StreamDecoder(tokenizer, prompt)
         self._held = ""
 
@@ -36,7 +45,7 @@ class TextStream:
         if self.finish is not None:
             return ""
         self.tokens.append(token)
-        if token == self._eos:
+        if token in self._ends:
             self.finish = "eos"
         else:
             self._held += self._decoder.feed(token)

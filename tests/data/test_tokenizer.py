@@ -127,6 +127,46 @@ def test_no_text_makes_a_special_token(any_tokenizer):
     assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
 
 
+def test_spelled_special_tokens_are_tokens_where_that_is_asked_for(any_tokenizer):
+    begin, end = (any_tokenizer.token_name(i) for i in (any_tokenizer.bos_id, any_tokenizer.eos_id))
+    assert {begin, end} <= any_tokenizer.specials
+    ids = any_tokenizer.encode_with_specials(f"{begin}name{end}\nname{end}")
+    assert (ids[0], ids[-1], ids.count(any_tokenizer.eos_id)) == (
+        any_tokenizer.bos_id,
+        any_tokenizer.eos_id,
+        2 + (begin == end),
+    )
+    assert any_tokenizer.decode(ids) == "name\nname"
+    assert any_tokenizer.encode_with_specials() == any_tokenizer.encode_with_specials("") == []
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_that_spells_no_special_token_is_encoded_alike(any_tokenizer, text):
+    text = text.replace("<", "")
+    assert any_tokenizer.encode_with_specials(text) == any_tokenizer.encode(text)
+
+
+def test_every_second_part_is_text_whatever_it_spells(any_tokenizer):
+    end = any_tokenizer.token_name(any_tokenizer.eos_id)
+    ids = any_tokenizer.encode_with_specials(f"for{end}", f" {end}{end}", f"{end} name", end)
+    assert ids.count(any_tokenizer.eos_id) == 2
+    assert any_tokenizer.decode(ids) == f"for {end}{end} name{end}"
+
+
+def test_only_the_beginning_of_a_text_gets_a_space_that_it_does_not_have(prefixed):
+    assert prefixed.encode_with_specials("name") == prefixed.encode("name") == [prefixed.token_id("▁name")]
+    ids = prefixed.encode_with_specials("<s>name</s> name")
+    spelled = [prefixed.token_name(i) for i in ids]
+    assert spelled[0] == "<s>"
+    assert "".join(spelled) == "<s>name</s>▁name"
+
+
+def test_a_token_is_named_as_it_is_spelled(any_tokenizer):
+    for i in range(any_tokenizer.vocab_size):
+        assert any_tokenizer.token_id(any_tokenizer.token_name(i)) == i
+    assert any_tokenizer.token_name(any_tokenizer.vocab_size) == ""
+
+
 def test_special_tokens_and_ids_past_the_vocabulary_decode_to_nothing(any_tokenizer):
     ids = [
         any_tokenizer.bos_id,

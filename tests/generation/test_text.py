@@ -19,6 +19,15 @@ def test_pieces_join_to_the_text_and_hold_whole_characters(tokenizer, text):
     assert len(ids) > len(text.split())
 
 
+def test_any_of_the_tokens_that_end_a_text_ends_it_and_no_other(tokenizer):
+    ids, end = tokenizer.encode("fox"), tokenizer.token_id("<|end|>")
+    for last in (7, end):
+        row = TextStream(tokenizer, (), 100, ends={7, end})
+        for i in [tokenizer.eos_id, *ids, last, *ids]:
+            row.feed(i)
+        assert (row.text, row.finish, row.tokens) == ("fox", "eos", [tokenizer.eos_id, *ids, last])
+
+
 def test_text_comes_as_soon_as_it_is_final(tokenizer):
     _, pieces = stream(tokenizer, tokenizer.encode("fox 🦊 fox"))
     assert pieces.index("🦊") - max(i for i, piece in enumerate(pieces[:-1]) if piece and i < pieces.index("🦊")) == 4
