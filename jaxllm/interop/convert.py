@@ -178,10 +178,8 @@ def choose_family(config: TransformerConfig, wanted: str | None) -> Family:
             return family
         tried.append((lost, family))
     lost, nearest = min(tried, key=lambda pair: len(pair[0]))
-    raise UserError(
-        f"{'no family' if wanted is None else wanted} can express this model; the nearest, {nearest.model_type}, "
-        f"has no way to say {', '.join(lost)}"
-    )
+    who = "no family can express this model; the nearest, {}," if wanted is None else "{} cannot express this model: it"
+    raise UserError(f"{who.format(nearest.model_type)} has no way to say {', '.join(lost)}")
 
 
 WITHOUT_EFFECT = {"init_std", "dropout", "router_loss", "start_token", "max_positions"}

@@ -19,5 +19,6 @@ def drawn(config: Mapping[str, Any], name: str, shape: Sequence[int], seed: int)
     Far from the usual start, so that attention is sharp, and norms, biases and tied weights matter.
     """
     centre = len(shape) == 1 and name.endswith("weight") and "gemma" not in config["model_type"]  # of a norm's scale
+    # The stream of `default_rng` may change with numpy; this one is frozen.
     frozen = np.random.RandomState(zlib.crc32(name.encode()) ^ seed)
     return (centre + 0.2 * frozen.standard_normal(shape)).astype(np.float32)

@@ -1,11 +1,9 @@
 """Against Hugging Face transformers, by the fixtures that `tools/make_fixtures.py` wrote."""
 
 import functools
-import json
 import operator
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,15 +15,16 @@ import pytest
 from jaxllm.common.trees import Tree, flatten, map_with_path
 from jaxllm.config import MeshConfig, TransformerConfig
 from jaxllm.interop.convert import load, plan_import
-from jaxllm.interop.published import Published, Tensor
 from jaxllm.models.block import normalise
 from jaxllm.models.heads import head_logits, label_logits, pooled
 from jaxllm.models.transformer import Output, Transformer, decode, encode
 from jaxllm.objectives.token_loss import token_loss
 from jaxllm.sharding.mesh import make_mesh
-from tests.interop.reference import FIXTURES, IGNORED, SEEDS, drawn
+from tests.interop.reference import FIXTURES, IGNORED, SEEDS
+from tests.interop.tiny import NAMES, published
 from tests.quick import QUICK
 
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -37,22 +36,15 @@ class Case(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
-def published(config: dict, shapes: dict[str, list[int]], seed: int) -> Published:
-    tensors = {name: Tensor(tuple(shape), "float32", "F32") for name, shape in shapes.items()}
-    return Published(Path("fixture"), config, tensors, lambda name: drawn(config, name, shapes[name], seed), {})
-
-
-@pytest.fixture(params=sorted(path.stem for path in FIXTURES.glob("*.npz")), scope="module")
+@pytest.fixture(params=NAMES, scope="module")
 def cases(request: pytest.FixtureRequest) -> list[Case]:
     with np.load(FIXTURES / f"{request.param}.npz") as file:
-        config, shapes = (json.loads(str(file[name])) for name in ("config", "shapes"))
         arrays = {name: file[name] for name in file if name not in ("config", "shapes")}
     cases = []
     for seed in SEEDS:
-        model = published(config, shapes, seed)
+        model = published(request.param, seed)
         conversion = plan_import(model)
-        params = load(model, conversion, make_mesh(MeshConfig(), jax.devices()[:1]), "float32")
-        params = jax.tree.map(np.asarray, params)
+        params = jax.tree.map(np.asarray, load(model, conversion, MESH, "float32"))
         cases.append(Case(conversion.config, params, {name: array[seed] for name, array in arrays.items()}))
     return cases
 
