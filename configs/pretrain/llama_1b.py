@@ -9,13 +9,17 @@ Cost: 8.2e20 FLOPs, which is 72 hours on 8 H100 at 40 % of their bfloat16 peak (
 Result: not yet measured.
 
 Llama 3.2 1B was itself cut out of Llama 3.1 8B and distilled, so there is no published rate for it; rate, schedule and
-batch of 2 million tokens are those of TinyLlama 1.1B (2401.02385), which was trained from the start.
+batch of 2 million tokens are those of TinyLlama 1.1B (2401.02385), which was trained from the start. RoPE is without
+the scaling that took Llama from 8,192 tokens to 131,072.
 """
+
+from dataclasses import replace
 
 from jaxllm.config import (
     DataConfig,
     MeshConfig,
     OptimizerConfig,
+    RopeScaling,
     RunConfig,
     ScheduleConfig,
     SourceConfig,
@@ -32,7 +36,7 @@ def recipe() -> RunConfig:
     """The run."""
     return RunConfig(
         name="llama_1b",
-        model=LLAMA3_2_1B,
+        model=replace(LLAMA3_2_1B, max_positions=8192, rope_scaling=RopeScaling()),
         data=DataConfig(
             sources=(SourceConfig(kind="parquet", path=TEXT),), sequence_length=4096, validation_fraction=0.001
         ),

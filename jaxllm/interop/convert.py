@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ def load(
             for path, part in zip(tensor.rule.paths, parts, strict=True):
                 leaf, place = table[path], tensor.place
                 if place and path not in leaves:
-                    leaves[path] = _zeros(leaf.shape, dtype, NamedSharding(mesh, spec(leaf.axes)))
+                    leaves[path] = _zeros(leaf.shape, dtype, NamedSharding(mesh, spec(leaf.axes)))()
                 placed = _placed(part, dtype, NamedSharding(mesh, _of_place(leaf, len(place))))
                 leaves[path] = _set(leaves[path], placed, place) if place else placed
             done += int(np.prod(tensor.shape))
@@ -135,8 +135,9 @@ def _of_place(leaf: Param, places: int) -> P:
     return P(*spec(leaf.axes)[places:])
 
 
-def _zeros(shape: Sequence[int], dtype: str, sharding: NamedSharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+@functools.cache
+def _zeros(shape: tuple[int, ...], dtype: str, sharding: NamedSharding) -> Callable[[], jax.Array]:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
 def _placed(part: np.ndarray, dtype: str, sharding: NamedSharding) -> jax.Array:
@@ -177,10 +178,8 @@ def choose_family(config: TransformerConfig, wanted: str | None) -> Family:
             return family
         tried.append((lost, family))
     lost, nearest = min(tried, key=lambda pair: len(pair[0]))
-    raise UserError(
-        f"{'no family' if wanted is None else wanted} can express this model; the nearest, {nearest.model_type}, "
-        f"has no way to say {', '.join(lost)}"
-    )
+    who = "no family can express this model; the nearest, {}," if wanted is None else "{} cannot express this model: it"
+    raise UserError(f"{who.format(nearest.model_type)} has no way to say {', '.join(lost)}")
 
 
 def named_tensors(config: TransformerConfig, family: Family) -> frozenset[str]:

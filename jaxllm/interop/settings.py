@@ -40,7 +40,7 @@ class Settings:
 
     def refuse(self, key: str, wanted: str) -> UserError:
         """What to raise for a value that will not do."""
-        return UserError(f"{self.where}: {key} = {self.values.get(key)!r}: {wanted}")
+        return UserError(f"{self.where}: {key} = {self.values.get(key)!r:.60}: {wanted}")
 
     def __getitem__(self, key: str) -> Any:
         if self.values.get(key) is None:
@@ -95,32 +95,34 @@ class Settings:
         """Of one kind of layer.
 
         Raises:
-            UserError: a kind that is not known.
+            UserError: a kind that is not known, or one of its numbers that is not there.
         """
-        kind = values.get("rope_type", values.get("type", "default"))
-        original = values.get("original_max_position_embeddings") or self.get("max_position_embeddings", 8192)
+        own = Settings(values, f"{self.where}: scaling of RoPE")
+        kind = own.get("rope_type", own.get("type", "default"))
+        original = own.get("original_max_position_embeddings", self.get("max_position_embeddings", 8192))
         if kind == "default":
             return RopeScaling()
         if kind == "linear":
-            return RopeScaling(kind="linear", factor=float(values["factor"]))
+            return RopeScaling(kind="linear", factor=float(own["factor"]))
         if kind == "llama3":
             return RopeScaling(
                 kind="llama3",
-                factor=float(values["factor"]),
+                factor=float(own["factor"]),
                 original_positions=int(original),
-                low=float(values["low_freq_factor"]),
-                high=float(values["high_freq_factor"]),
+                low=float(own["low_freq_factor"]),
+                high=float(own["high_freq_factor"]),
             )
-        if kind == "yarn" and values.get("truncate", True) and not values.get("mscale"):
+        if kind == "yarn":
+            own.require(truncate=True, mscale=None, mscale_all_dim=None)
             return RopeScaling(
                 kind="yarn",
-                factor=float(values["factor"]),
+                factor=float(own["factor"]),
                 original_positions=int(original),
-                low=float(values.get("beta_slow") or 1),
-                high=float(values.get("beta_fast") or 32),
-                attention_factor=values.get("attention_factor"),
+                low=float(own.get("beta_slow", 1)),
+                high=float(own.get("beta_fast", 32)),
+                attention_factor=own.get("attention_factor"),
             )
-        raise UserError(f"{self.where}: rope type {kind!r}: one of default, linear, llama3, yarn would do")
+        raise UserError(f"{own.where}: {kind!r}: one of default, linear, llama3, yarn would do")
 
 
 def rope_keys(config: TransformerConfig) -> dict[str, Any]:

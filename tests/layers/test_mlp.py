@@ -15,6 +15,8 @@ CLOSED_FORMS = {
     "swiglu": lambda x: x / (1 + math.exp(-x)),
     "geglu": tanh_gelu,
     "gelu": tanh_gelu,
+    "gelu_erf": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "relu": lambda x: max(x, 0.0),
     "relu2": lambda x: max(x, 0.0) ** 2,
 }
 

@@ -17,6 +17,12 @@ def test_rms_norm_has_its_closed_form():
     np.testing.assert_allclose(rms_norm(X, SCALE, EPS), expected, rtol=2e-6, atol=2e-6)
 
 
+def test_rms_norm_of_several_axes_is_that_of_all_their_numbers_at_once():
+    """Queries of all heads (OLMo 2)."""
+    x, scale = X.reshape(2, 5, 4, 4), SCALE.reshape(4, 4)
+    np.testing.assert_allclose(rms_norm(x, scale, EPS), rms_norm(X, SCALE, EPS).reshape(x.shape), rtol=1e-6)
+
+
 def test_layer_norm_has_its_closed_form():
     x = X.astype(np.float64)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + EPS) * SCALE + BIAS

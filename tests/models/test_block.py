@@ -11,7 +11,7 @@ from jaxllm.config import GATED, TransformerConfig
 from jaxllm.layers.attention import Mask
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.rope import rope_tables
-from jaxllm.models.block import Context, Layer, block
+from jaxllm.models.block import Context, Layer, block, normalise
 from jaxllm.models.table import group, parameter_table
 
 PLAIN = TransformerConfig(
@@ -87,6 +87,63 @@ def test_qk_norm_makes_scores_independent_of_the_size_of_queries_and_keys():
         larger = scaled(scaled(params, "query/kernel", 8.0), "key/kernel", 3.0)
         change = np.abs(run(config, larger) - run(config, params)).max()
         assert (change < 1e-3) == invariant
+
+
+def mlp_of(params: Tree, x: jax.Array) -> jax.Array:
+    """SwiGLU."""
+    gate, up, down = (params["mlp"][name]["kernel"] for name in ("gate", "up", "down"))
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norms_stand_where_the_configuration_says(kind):
+    """Attention writes nothing here."""
+    forms = {
+        "pre": lambda norm, mlp: X + mlp(norm("mlp_norm", X)),
+        "post": lambda norm, mlp: norm("mlp_norm", (x := norm("attention_norm", X)) + mlp(x)),
+        "both": lambda norm, mlp: X + norm("mlp_post_norm", mlp(norm("mlp_norm", X))),
+        "branch": lambda norm, mlp: X + norm("mlp_norm", mlp(X)),
+    }
+    for place, form in forms.items():
+        config = replace(PLAIN, norm=kind, norm_place=place)
+        params = scaled(layer_params(config), "attention/output", 0.0)
+        if kind == "layer":  # in place of what is 0, a norm writes its bias
+            params = scaled(params, "attention_post_norm/bias", 0.0)
+            params = params if place != "branch" else scaled(params, "attention_norm/bias", 0.0)
+
+        def norm(name: str, x: jax.Array, config=config, params=params) -> jax.Array:
+            return normalise(config, params[name], x)
+
+        expected = form(norm, functools.partial(mlp_of, params))
+        np.testing.assert_allclose(run(config, params), expected, atol=1e-5, err_msg=place)
+
+
+def test_parallel_branches_may_share_a_norm():
+    config = replace(PLAIN, parallel_residual=True)
+    params = layer_params(config)
+    both = {**params, "mlp_norm": params["attention_norm"]}
+    shared = run(replace(config, shared_norm=True), {k: v for k, v in params.items() if k != "mlp_norm"})
+    np.testing.assert_array_equal(shared, run(config, both))
+
+
+def test_the_scale_of_a_zero_centred_norm_is_one_more():
+    params = layer_params(PLAIN)
+    less = map_with_path(lambda path, x: x - 1 if path.endswith("scale") else x, params)
+    np.testing.assert_allclose(run(replace(PLAIN, zero_centred_norms=True), less), run(PLAIN, params), atol=1e-5)
+
+
+def test_queries_are_normalised_head_by_head_or_all_at_once():
+    def change(kind: str, heads: slice) -> float:
+        config = replace(PLAIN, qk_norm=kind)
+        params = layer_params(config)
+        larger = {**params, "attention": dict(params["attention"])}
+        kernel = params["attention"]["query"]["kernel"]
+        larger["attention"]["query"] = {"kernel": kernel.at[:, heads].multiply(8.0)}
+        return float(np.abs(run(config, larger) - run(config, params)).max())
+
+    assert change("head", slice(0, 1)) < 1e-3
+    assert change("projection", slice(0, 1)) > 1e-2
+    assert change("projection", slice(None)) < 1e-3
 
 
 @pytest.mark.parametrize("changed", [{"sliding_window": 2}, {"attention_softcap": 0.1}], ids=str)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.common.trees import Tree, flatten, map_with_path, nest
+from jaxllm.common.trees import Tree, flatten, map_with_path
 from jaxllm.config import TransformerConfig
 from jaxllm.layers.attention import Mask
 from jaxllm.layers.rope import rope_tables
@@ -17,6 +17,7 @@ from jaxllm.models.heads import head_logits
 from jaxllm.models.presets import SMOLLM2_135M
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer, cast_for_use, decode, initial, per_layer
+from tests.models.small import parameters
 
 ROPE = TransformerConfig(
     vocab_size=31,
@@ -50,14 +51,6 @@ QUICK_KEY = jax.random.key(1, impl="unsafe_rbg")
 """Its draws compile in a fraction of the time."""
 
 both = pytest.mark.parametrize("config", [ROPE, LEARNED], ids=["rope", "learned"])
-
-
-@functools.cache
-def parameters(config: TransformerConfig) -> Tree:
-    """All leaves random, so that a norm's scale or a bias that is left out is seen."""
-    random = np.random.default_rng(0)
-    draws = {p: x.start + (x.std or 0.1) * random.normal(size=x.shape) for p, x in parameter_table(config).items()}
-    return nest({path: jnp.asarray(x, jnp.float32) for path, x in draws.items()})
 
 
 @functools.partial(jax.jit, static_argnums=0)

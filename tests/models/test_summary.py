@@ -8,13 +8,15 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxllm.common.trees import Tree
-from jaxllm.config import OptimizerConfig, RunConfig, TransformerConfig
+from jaxllm.config import OBJECTIVES_OF, ObjectiveConfig, OptimizerConfig, RunConfig, TransformerConfig
+from jaxllm.models import presets
 from jaxllm.models.heads import head_logits
-from jaxllm.models.presets import GPT2_124M, LLAMA2_7B, LLAMA3_2_1B, LLAMA3_8B, SMOLLM2_135M
+from jaxllm.models.presets import GPT2_124M, LLAMA2_7B
 from jaxllm.models.summary import Memory, count_parameters, flops_per_token, memory, parameters_by_module
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer, initial
 from jaxllm.train.state import run_optimizer
+from jaxllm.validation import problems
 
 ODD = TransformerConfig(
     vocab_size=300,
@@ -33,18 +35,49 @@ ODD = TransformerConfig(
 )
 
 
+BODY = {"head_transform": False, "head_bias": False, "pooler": True}
+"""What BERT's publishers count."""
+
+
 @pytest.mark.parametrize(
     ("config", "published"),
     [
-        (GPT2_124M, 124_439_808),
-        (SMOLLM2_135M, 134_515_008),
-        (LLAMA3_2_1B, 1_235_814_400),
-        (LLAMA2_7B, 6_738_415_616),
-        (LLAMA3_8B, 8_030_261_248),
+        (presets.GPT2_124M, 124_439_808),
+        (presets.PYTHIA_1_4B, 1_414_647_808),
+        (presets.PHI_1, 1_418_270_720),
+        (presets.SMOLLM2_135M, 134_515_008),
+        (presets.LLAMA2_7B, 6_738_415_616),
+        (presets.LLAMA3_8B, 8_030_261_248),
+        (presets.LLAMA3_1_8B, 8_030_261_248),
+        (presets.LLAMA3_2_1B, 1_235_814_400),
+        (presets.MISTRAL_7B, 7_241_732_096),
+        (presets.MIXTRAL_8X7B, 46_702_792_704),
+        (presets.QWEN2_5_0_5B, 494_032_768),
+        (presets.QWEN3_0_6B, 596_049_920),
+        (presets.GEMMA2_2B, 2_614_341_888),
+        (presets.GEMMA3_1B, 999_885_952),
+        (presets.BERT_BASE, 109_514_298),
+        (replace(presets.BERT_BASE, **BODY), 109_482_240),
+        (presets.ROBERTA_BASE, 124_697_433),
+        (replace(presets.ROBERTA_BASE, **BODY), 124_645_632),
+        (presets.MINILM_L6, 22_713_216),
+        (presets.T5_SMALL, 60_506_624),
+        (presets.T5_1_1_SMALL, 76_961_152),
+        (presets.BART_BASE, 139_420_416 + 50_265),  # the constant on its logits is no parameter there
     ],
 )
 def test_presets_have_the_parameters_of_the_published_models(config, published):
     assert count_parameters(config) == published
+
+
+PRESETS = {name: value for name, value in vars(presets).items() if isinstance(value, TransformerConfig)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid(name):
+    model = PRESETS[name]
+    objective = ObjectiveConfig(kind=OBJECTIVES_OF[model.architecture][0])
+    assert problems(RunConfig(model=model, objective=objective)) == []
 
 
 def test_modules_add_up_and_carry_their_biases():

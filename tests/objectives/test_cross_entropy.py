@@ -25,8 +25,8 @@ def inputs(dtype=jnp.float32):
     )
 
 
-def plain(hidden, kernel, targets, weights, z_loss=0.0, softcap=None):
-    logits = jnp.dot(hidden.astype(jnp.float32), kernel)
+def plain(hidden, kernel, targets, weights, bias=0.0, z_loss=0.0, softcap=None):
+    logits = jnp.dot(hidden.astype(jnp.float32), kernel) + bias
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -47,6 +47,23 @@ def test_loss_and_gradients_are_those_of_the_plain_loss_for_any_chunk(chunk, z_l
     )
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     for got, want in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
+
+
+BIAS = jax.random.normal(jax.random.key(1), (V,))
+
+
+def biased(bias, *args, **options):
+    return 3.0 * cross_entropy(*args, bias_V=bias, chunk=40, **options)[0]
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_bias_is_added_before_the_cap_and_has_its_gradient(softcap):
+    args = inputs()
+    found = jax.jit(jax.value_and_grad(lambda *a: biased(*a, z_loss=1e-2, softcap=softcap), (0, 1, 2)))(BIAS, *args)
+    expected = jax.value_and_grad(lambda bias, *a: 3.0 * plain(*a, bias, 1e-2, softcap), (0, 1, 2))(BIAS, *args)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    for got, want in zip(found[1], expected[1], strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
 
 
@@ -98,12 +115,14 @@ def test_no_array_holds_the_logits_of_the_batch():
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "tensor": 4}])
 def test_cut_batch_and_vocabulary_change_nothing(sizes):
     args = inputs()
-    loss = jax.value_and_grad(lambda *a: cross_entropy(*a, chunk=40)[0], (0, 1))
+    args = BIAS, *args
+    loss = jax.value_and_grad(biased, (0, 1, 2))
     expected, expected_grads = jax.jit(loss)(*args)
     mesh = make_mesh(MeshConfig(**sizes))
     batch = P(("data", "fsdp"))
+    specs = P("tensor"), batch, P(None, "tensor"), batch, batch
     with jax.set_mesh(mesh):
-        cut = [jax.device_put(x, s) for x, s in zip(args, (batch, P(None, "tensor"), batch, batch), strict=True)]
+        cut = [jax.device_put(x, s) for x, s in zip(args, specs, strict=True)]
         total, grads = jax.jit(loss)(*cut)
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     for got, want in zip(grads, expected_grads, strict=True):

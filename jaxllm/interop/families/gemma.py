@@ -6,15 +6,21 @@ from typing import Any
 
 from jaxllm.config import TransformerConfig
 from jaxllm.interop.families.family import Family
-from jaxllm.interop.families.llama import IGNORED, attention_rules, gated_rules, read_llama, write_llama
+from jaxllm.interop.families.llama import (
+    IGNORED,
+    LAYER_TYPES,
+    attention_rules,
+    gated_rules,
+    read_llama,
+    with_layer_types,
+    write_llama,
+)
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.settings import GATED, Settings, rope_keys
 from jaxllm.models.table import windowed
 
 EVERY = {"gemma2": 2, "gemma3_text": 6}
 """The last of so many layers has no window, unless the configuration says otherwise."""
-
-LAYER_TYPES = {True: "sliding_attention", False: "full_attention"}
 
 
 def read_gemma(settings: Settings) -> TransformerConfig:
@@ -38,10 +44,7 @@ def read_gemma(settings: Settings) -> TransformerConfig:
         global_every=every,
         qk_norm="head" if is_third else "none",
     )
-    types = [LAYER_TYPES[has] for has in windowed(config, config.layers)]
-    if settings.get("layer_types", types) != types:
-        raise settings.refuse("layer_types", f"only a layer without a window after {every - 1} with one is supported")
-    return replace(config, **_rotations(settings)) if is_third else config
+    return with_layer_types(settings, replace(config, **_rotations(settings)) if is_third else config)
 
 
 def _rotations(settings: Settings) -> dict[str, Any]:
@@ -106,6 +109,7 @@ GEMMA2, GEMMA3 = (
         read=read_gemma,
         write=lambda config, name=name: write_gemma(name, config),  # type: ignore[misc]
         rules=gemma_rules,
+        prefix="model.",
         ignored=IGNORED,
     )
     for name in EVERY

@@ -103,10 +103,7 @@ def read_neox(settings: Settings) -> TransformerConfig:
     heads = settings["num_attention_heads"]
     return TransformerConfig(
         **settings.take(NAMES),
-        **{
-            **settings.rope(),
-            **({} if settings.get("rope_parameters") else {"rope_fraction": settings.get("rotary_pct", 0.25)}),
-        },
+        **settings.rope(0.25),
         kv_heads=heads,
         head_dim=settings["hidden_size"] // heads,
         norm="layer",
@@ -160,12 +157,7 @@ def read_phi(settings: Settings) -> TransformerConfig:
     heads = settings["num_attention_heads"]
     return TransformerConfig(
         **settings.take(NAMES),
-        **{
-            **settings.rope(),
-            **(
-                {} if settings.get("rope_parameters") else {"rope_fraction": settings.get("partial_rotary_factor", 0.5)}
-            ),
-        },
+        **settings.rope(0.5),
         kv_heads=settings.get("num_key_value_heads", heads),
         head_dim=settings["hidden_size"] // heads,
         norm="layer",
@@ -230,4 +222,11 @@ NEOX = Family(
     prefix="gpt_neox.",
     ignored=(r"\.attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$"),
 )
-PHI = Family(model_type="phi", read=read_phi, write=write_phi, rules=phi_rules, ignored=(r"rotary_emb\.inv_freq$",))
+PHI = Family(
+    model_type="phi",
+    read=read_phi,
+    write=write_phi,
+    rules=phi_rules,
+    prefix="model.",
+    ignored=(r"rotary_emb\.inv_freq$",),
+)

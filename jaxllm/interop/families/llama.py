@@ -8,6 +8,7 @@ from jaxllm.config import TransformerConfig
 from jaxllm.interop.families.family import Family
 from jaxllm.interop.rules import Rule, fields
 from jaxllm.interop.settings import ACTIVATION, GATED, Settings, rope_keys
+from jaxllm.models.table import windowed
 
 NAMES = {
     "vocab_size": "vocab_size",
@@ -18,7 +19,8 @@ NAMES = {
     "max_position_embeddings": "max_positions",
     "rms_norm_eps": "norm_eps",
 }
-IGNORED = (r"rotary_emb\.inv_freq$",)
+IGNORED = (r"rotary_emb\.inv_freq$", r"^lm_head\.weight$")
+LAYER_TYPES = {True: "sliding_attention", False: "full_attention"}
 
 
 def read_llama(settings: Settings) -> TransformerConfig:
@@ -94,10 +96,21 @@ def llama_rules(config: TransformerConfig) -> Sequence[Rule]:
     return [*attention_rules(config), *PRE_NORMS, *gated_rules(config)]
 
 
+def with_layer_types(settings: Settings, config: TransformerConfig) -> TransformerConfig:
+    """`config`, if `layer_types` is left out or says of every layer what it says.
+
+    Raises:
+        UserError: other layers have a window.
+    """
+    types = [LAYER_TYPES[has] for has in windowed(config, config.layers)]
+    if settings.get("layer_types", types) != types:
+        raise settings.refuse("layer_types", f"only {', '.join(types[: config.global_every or 1])} and so on would do")
+    return config
+
+
 def read_mistral(settings: Settings) -> TransformerConfig:
     """Llama with a window in every layer."""
-    settings.require(layer_types=settings.get("layer_types"))
-    return replace(read_llama(settings), sliding_window=settings.get("sliding_window"))
+    return with_layer_types(settings, replace(read_llama(settings), sliding_window=settings.get("sliding_window")))
 
 
 def write_mistral(config: TransformerConfig) -> dict[str, Any]:
@@ -114,7 +127,8 @@ def read_qwen(settings: Settings) -> TransformerConfig:
     windowed = windowed and not settings.get("max_window_layers", 0)
     config = replace(read_llama(settings), sliding_window=settings["sliding_window"] if windowed else None)
     is_third = settings["model_type"] == "qwen3"
-    return replace(config, qk_norm="head") if is_third else replace(config, attention_bias="qkv")
+    config = replace(config, qk_norm="head") if is_third else replace(config, attention_bias="qkv")
+    return with_layer_types(settings, config)
 
 
 def write_qwen(model_type: str, config: TransformerConfig) -> dict[str, Any]:
@@ -158,16 +172,23 @@ def mixtral_rules(config: TransformerConfig) -> Sequence[Rule]:
     ]
 
 
-LLAMA = Family(model_type="llama", read=read_llama, write=write_llama, rules=llama_rules, ignored=IGNORED)
-MISTRAL = Family(model_type="mistral", read=read_mistral, write=write_mistral, rules=llama_rules, ignored=IGNORED)
+LLAMA = Family(
+    model_type="llama", read=read_llama, write=write_llama, rules=llama_rules, prefix="model.", ignored=IGNORED
+)
+MISTRAL = Family(
+    model_type="mistral", read=read_mistral, write=write_mistral, rules=llama_rules, prefix="model.", ignored=IGNORED
+)
 QWEN2, QWEN3 = (
     Family(
         model_type=name,
         read=read_qwen,
         write=lambda config, name=name: write_qwen(name, config),  # type: ignore[misc]
         rules=llama_rules,
+        prefix="model.",
         ignored=IGNORED,
     )
     for name in ("qwen2", "qwen3")
 )
-MIXTRAL = Family(model_type="mixtral", read=read_mixtral, write=write_mixtral, rules=mixtral_rules, ignored=IGNORED)
+MIXTRAL = Family(
+    model_type="mixtral", read=read_mixtral, write=write_mixtral, rules=mixtral_rules, prefix="model.", ignored=IGNORED
+)

@@ -31,9 +31,13 @@ T5_MLPS = {"relu": "relu", "gelu": "gelu_erf", "gated-gelu": "geglu", "gated-sil
 
 
 def read_t5(settings: Settings) -> TransformerConfig:
-    """Both versions; scores are not divided by the root of the head's size, and v1.0 divides tied logits instead."""
+    """Both versions; scores are not divided by the root of the head's size, and v1.0 divides tied logits instead.
+
+    Transformers 5 writes that weights are tied even of v1.1, of which only the head's tensor tells that they are not.
+    """
     tied = settings.get("tie_word_embeddings", True)
     scaled = settings.get("scale_decoder_outputs", tied)
+    tied = tied and (scaled or not settings.has("lm_head."))
     return TransformerConfig(
         architecture="encoder_decoder",
         **settings.take(T5_NAMES),
@@ -124,7 +128,7 @@ def read_bart(settings: Settings) -> TransformerConfig:
         positions="learned",
         attention_bias="all",
         mlp_bias=True,
-        head_bias=True,
+        head_bias=settings.has("final_logits_bias"),
         embedding_scale=settings.get("scale_embedding", False),
         tied_embeddings=settings.get("tie_word_embeddings", True),
         start_token=settings.get("decoder_start_token_id", 2),
@@ -164,7 +168,8 @@ def bart_rules(config: TransformerConfig) -> Sequence[Rule]:
         rules += linear_rules(f"{layer}.fc1", f"{own}/mlp/up", "F", "D")
         rules += linear_rules(f"{layer}.fc2", f"{own}/mlp/down", "D", "F")
         rules += norm_rules(f"{layer}.final_layer_norm", f"{own}/mlp_norm")
-    rules.append(Rule("final_logits_bias", "1 V", "head/bias"))
+    if config.head_bias:
+        rules.append(Rule("final_logits_bias", "1 V", "head/bias"))
     return rules if config.tied_embeddings else [*rules, Rule("lm_head.weight", "V D", "head/kernel")]
 
 
@@ -183,12 +188,17 @@ T5 = Family(
     read=read_t5,
     write=write_t5,
     rules=t5_rules,
-    ignored=(r"^(encoder|decoder)\.embed_tokens\.weight$", r"EncDecAttention\.relative_attention_bias"),
+    ignored=(
+        r"^(encoder|decoder)\.embed_tokens\.weight$",
+        r"^lm_head\.weight$",
+        r"EncDecAttention\.relative_attention",
+    ),
 )
 BART = Family(
     model_type="bart",
     read=read_bart,
     write=write_bart,
     rules=bart_rules,
-    ignored=(r"^model\.(encoder|decoder)\.embed_tokens\.weight$", r"^lm_head\.weight$"),
+    prefix="model.",
+    ignored=(r"^(model\.)?(encoder|decoder)\.embed_tokens\.weight$", r"^lm_head\.weight$"),
 )

@@ -1,0 +1,180 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from jaxllm.config import RopeScaling, TransformerConfig, UserError
+from jaxllm.interop.convert import choose_family
+from jaxllm.interop.families import FAMILIES, family_of
+from jaxllm.interop.rules import misfits, named
+from jaxllm.interop.settings import Settings
+from jaxllm.models import presets
+from jaxllm.models.table import parameter_table
+
+LINEAR = RopeScaling(kind="linear", factor=8.0)
+CONFIGS: dict[str, list[TransformerConfig]] = {
+    "llama": [
+        presets.LLAMA2_7B,
+        presets.LLAMA3_2_1B,
+        replace(presets.LLAMA2_7B, head_dim=96, attention_bias="all", mlp_bias=True, rope_scaling=LINEAR),
+    ],
+    "mistral": [presets.MISTRAL_7B, replace(presets.MISTRAL_7B, sliding_window=None)],
+    "qwen2": [presets.QWEN2_5_0_5B, replace(presets.QWEN2_5_0_5B, sliding_window=128, tied_embeddings=False)],
+    "qwen3": [presets.QWEN3_0_6B, replace(presets.QWEN3_0_6B, rope_scaling=RopeScaling(kind="yarn", factor=4.0))],
+    "mixtral": [presets.MIXTRAL_8X7B, replace(presets.MIXTRAL_8X7B, sliding_window=64, experts_per_token=1)],
+    "gemma2": [presets.GEMMA2_2B, replace(presets.GEMMA2_2B, attention_scale=144**-0.5, logit_softcap=None)],
+    "gemma3_text": [presets.GEMMA3_1B, replace(presets.GEMMA3_1B, rope_scaling=LINEAR, global_every=3)],
+    "gpt2": [presets.GPT2_124M, replace(presets.GPT2_124M, mlp="relu", tied_embeddings=False, dropout=0.1)],
+    "gpt_neox": [presets.PYTHIA_1_4B, replace(presets.PYTHIA_1_4B, parallel_residual=False, rope_fraction=1.0)],
+    "phi": [presets.PHI_1, replace(presets.PHI_1, kv_heads=8)],
+    "bert": [
+        presets.BERT_BASE,
+        presets.MINILM_L6,
+        replace(presets.BERT_BASE, pooler=True),
+        replace(presets.MINILM_L6, labels=3),
+        replace(presets.MINILM_L6, pooler=False),
+    ],
+    "roberta": [
+        presets.ROBERTA_BASE,
+        replace(presets.ROBERTA_BASE, head_transform=False, head_bias=False, pooler=True, labels=3),
+        replace(presets.ROBERTA_BASE, head_transform=False, head_bias=False, pooler=True),
+    ],
+    "t5": [
+        presets.T5_SMALL,
+        presets.T5_1_1_SMALL,
+        replace(presets.T5_SMALL, layers=2, logit_scale=1.0, relative_buckets=8),
+        replace(presets.T5_SMALL, tied_embeddings=False, mlp="swiglu"),
+    ],
+    "bart": [
+        presets.BART_BASE,
+        replace(presets.BART_BASE, layers=2, embedding_scale=True, mlp="relu"),
+        replace(presets.BART_BASE, head_bias=False),
+    ],
+}
+ALL = [(name, config) for name, configs in CONFIGS.items() for config in configs]
+each = pytest.mark.parametrize(("name", "config"), ALL, ids=[f"{name}-{i}" for i, (name, _) in enumerate(ALL)])
+
+
+def settings_of(name: str, config: TransformerConfig, **changes: Any) -> Settings:
+    """What the family writes, beside its tensors."""
+    family = FAMILIES[name]
+    tensors = [tensor.name for tensor in named(family.rules(config), parameter_table(config))]
+    return Settings({**family.write(config), "model_type": name, **changes}, "config.json", frozenset(tensors))
+
+
+def test_every_family_and_every_preset_is_held_against_what_it_writes():
+    assert CONFIGS.keys() == FAMILIES.keys()
+    known = [config for _, config in ALL]
+    shapes = {name: value for name, value in vars(presets).items() if isinstance(value, TransformerConfig)}
+    assert {name for name, value in shapes.items() if value not in known} == {
+        *("SMOLLM2_135M", "LLAMA3_8B", "LLAMA3_1_8B")
+    }
+
+
+@each
+def test_a_configuration_that_is_written_is_read_again(name, config):
+    assert FAMILIES[name].read(settings_of(name, config)) == config
+
+
+@each
+def test_rules_name_every_parameter_once_and_with_its_axes(name, config):
+    rules, table = FAMILIES[name].rules(config), parameter_table(config)
+    assert misfits(rules, table) == set()
+    paths = [path for rule in rules for path in rule.paths]
+    assert len(paths) == len(set(paths)) == len(table)
+    tensors = [tensor.name for tensor in named(rules, table)]
+    assert len(tensors) == len(set(tensors))
+
+
+@each
+def test_a_family_is_found_for_every_configuration(name, config):
+    assert choose_family(config, name).model_type == name
+    found = choose_family(config, None)
+    assert list(FAMILIES).index(found.model_type) <= list(FAMILIES).index(name)
+
+
+def test_a_family_that_is_not_known_is_refused_with_those_that_are():
+    with pytest.raises(UserError, match="'lama': is not supported; the nearest is llama; there are llama, mistral"):
+        family_of(Settings({"model_type": "lama"}, "config.json"))
+    with pytest.raises(UserError, match="model_type = '': is not supported; there are"):
+        family_of(Settings({}, "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama", {"pretraining_tp": 2}, "pretraining_tp = 2: only 1"),
+        ("llama", {"num_attention_heads": None}, "'num_attention_heads' is missing"),
+        ("mistral", {"layer_types": ["sliding_attention", "full_attention"] * 16}, "layer_types"),
+        ("mixtral", {"layer_types": ["sliding_attention"] * 32}, "layer_types"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}, "max_window_layers = 3"),
+        ("qwen3", {"layer_types": ["sliding_attention"] + ["full_attention"] * 27}, "layer_types"),
+        ("gemma2", {"layer_types": ["full_attention"] * 26}, "layer_types"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt_neox", {"attention_bias": False}, "attention_bias"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("bert", {"is_decoder": True}, "is_decoder"),
+        ("roberta", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj = 'gated-mish': one of"),
+        ("bart", {"encoder_ffn_dim": 8}, "encoder_ffn_dim = 8: only 3072"),
+        ("bart", {"normalize_before": True}, "normalize_before"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else x,
+)
+def test_what_cannot_be_expressed_is_refused_by_its_key(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        FAMILIES[name].read(settings_of(name, CONFIGS[name][0], **changes))
+
+
+def test_layers_as_transformers_lists_them_are_read():
+    for name in ("mistral", "qwen2", "gemma2", "gemma3_text"):
+        for config in CONFIGS[name]:
+            has = [config.sliding_window and (i + 1) % (config.global_every or 99) for i in range(config.layers)]
+            types = ["sliding_attention" if window else "full_attention" for window in has]
+            assert FAMILIES[name].read(settings_of(name, config, layer_types=types)) == config
+
+
+def test_a_window_over_the_last_layers_only_is_none_where_there_are_no_such_layers():
+    """Qwen 2.5 publishes `max_window_layers` without using a window."""
+    config = presets.QWEN2_5_0_5B
+    for changes in ({"use_sliding_window": False}, {"use_sliding_window": True, "sliding_window": 8}):
+        settings = settings_of("qwen2", config, max_window_layers=config.layers, **changes)
+        assert FAMILIES["qwen2"].read(settings) == config
+
+
+def test_heads_are_those_that_there_are_tensors_of():
+    def read(name: str, tensors: set[str], **values: Any) -> TransformerConfig:
+        settings = settings_of(name, CONFIGS[name][0], **values)
+        return FAMILIES[name].read(replace(settings, tensors=tensors))
+
+    assert not read("bert", {"pooler.dense.weight"}).head_transform
+    assert read("bert", {"pooler.dense.weight"}).pooler
+    assert not read("bert", {"cls.predictions.bias"}).pooler
+    labelled = {"bert.pooler.dense.weight", "classifier.weight"}
+    assert read("bert", labelled, id2label={"0": "a", "1": "b", "2": "c"}).labels == 3
+    assert read("bert", labelled).labels == 2
+    assert read("roberta", {"classifier.dense.weight"}).pooler
+    assert not read("bart", {"shared.weight"}).head_bias
+
+
+@pytest.mark.parametrize(
+    ("said", "has_head", "tied"),
+    [
+        ({}, False, True),
+        ({"tie_word_embeddings": True}, True, True),
+        ({"tie_word_embeddings": False}, True, False),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, True, False),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, False, True),
+    ],
+)
+def test_t5_has_a_head_of_its_own_where_any_version_of_transformers_says_so(said, has_head, tied):
+    """Version 5 always writes that weights are tied; they are when the file has no second tensor."""
+    written = settings_of("t5", presets.T5_SMALL)
+    values = {k: v for k, v in written.values.items() if k not in ("tie_word_embeddings", "scale_decoder_outputs")}
+    tensors = {"shared.weight", *(("lm_head.weight",) if has_head else ())}
+    config = FAMILIES["t5"].read(Settings({**values, **said}, "config.json", tensors))
+    assert config.tied_embeddings == tied
+    scaled = said.get("scale_decoder_outputs", said.get("tie_word_embeddings", True))
+    assert config.logit_scale == (512**-0.5 if scaled else 1.0)
