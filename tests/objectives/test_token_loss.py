@@ -91,8 +91,8 @@ def test_the_loss_and_its_gradient_are_those_over_all_logits(kind):
         nll, balance = plain(kind, config, params, batch)
         return nll + balance, nll
 
-    (total, (weight, metrics)), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True), compiler_options=QUICK)(params)
-    (whole, nll), wanted = jax.jit(jax.value_and_grad(expected, has_aux=True), compiler_options=QUICK)(params)
+    both = (jax.jit(jax.value_and_grad(f, has_aux=True), compiler_options=QUICK)(params) for f in (ours, expected))
+    ((total, (weight, metrics)), gradients), ((whole, nll), wanted) = both
     np.testing.assert_allclose(total, whole, rtol=1e-5)
     np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
     assert weight == jnp.sum(batch["weights"])
