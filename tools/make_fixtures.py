@@ -127,6 +127,7 @@ def models() -> dict[str, hf.PreTrainedModel]:
         "neox": hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**NEOX)),
         "neox_sequential": hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**NEOX, use_parallel_residual=False)),
         "phi": hf.PhiForCausalLM(hf.PhiConfig(**NEOX)),
+        "olmo2": hf.Olmo2ForCausalLM(hf.Olmo2Config(**GROUPED)),
         "bert": hf.BertModel(hf.BertConfig(**BASE, **no_drop)),
         "bert_masked": hf.BertForMaskedLM(hf.BertConfig(**BASE, **no_drop)),
         "bert_labels": hf.BertForSequenceClassification(hf.BertConfig(**BASE, **no_drop, num_labels=3)),

@@ -190,6 +190,16 @@ GEMMA3_1B = replace(
 )
 """Gemma 3 1B (2503.19786), of text alone."""
 
+OLMO2_7B = replace(
+    LLAMA2_7B,
+    vocab_size=100352,
+    norm_eps=1e-6,
+    norm_place="branch",
+    qk_norm="projection",
+    rope_theta=500_000.0,
+)
+"""OLMo 2 7B (2501.00656)."""
+
 BERT_BASE = replace(
     GPT2_124M,
     architecture="encoder",

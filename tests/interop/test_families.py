@@ -27,6 +27,7 @@ CONFIGS: dict[str, list[TransformerConfig]] = {
     "gpt2": [presets.GPT2_124M, replace(presets.GPT2_124M, mlp="relu", tied_embeddings=False, dropout=0.1)],
     "gpt_neox": [presets.PYTHIA_1_4B, replace(presets.PYTHIA_1_4B, parallel_residual=False, rope_fraction=1.0)],
     "phi": [presets.PHI_1, replace(presets.PHI_1, kv_heads=8)],
+    "olmo2": [presets.OLMO2_7B, replace(presets.OLMO2_7B, kv_heads=8, tied_embeddings=True)],
     "bert": [
         presets.BERT_BASE,
         presets.MINILM_L6,

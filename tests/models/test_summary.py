@@ -56,6 +56,7 @@ BODY = {"head_transform": False, "head_bias": False, "pooler": True}
         (presets.QWEN3_0_6B, 596_049_920),
         (presets.GEMMA2_2B, 2_614_341_888),
         (presets.GEMMA3_1B, 999_885_952),
+        (presets.OLMO2_7B, 7_298_617_344),
         (presets.BERT_BASE, 109_514_298),
         (replace(presets.BERT_BASE, **BODY), 109_482_240),
         (presets.ROBERTA_BASE, 124_697_433),

@@ -11,13 +11,14 @@ from jaxllm.interop.families.family import Family
 from jaxllm.interop.families.gemma import GEMMA2, GEMMA3
 from jaxllm.interop.families.gpt import GPT2, NEOX, PHI
 from jaxllm.interop.families.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3
+from jaxllm.interop.families.olmo import OLMO2
 from jaxllm.interop.families.seq2seq import BART, T5
 from jaxllm.interop.settings import Settings
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        *(LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, GEMMA2, GEMMA3, GPT2, NEOX, PHI),
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, GEMMA2, GEMMA3, GPT2, NEOX, PHI, OLMO2),
         *(BERT, ROBERTA, T5, BART),
     )
 }
