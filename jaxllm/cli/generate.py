@@ -1,4 +1,4 @@
-"""`jaxllm generate`: continues prompts with the model of a run."""
+"""`jaxllm generate`: continues prompts, or answers them, with the model of a run."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import tyro
 
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
-from jaxllm.generation.config import SamplingConfig
+from jaxllm.generation.config import BeamConfig, SamplingConfig
 
 if TYPE_CHECKING:
     from jaxllm.generation.generate import Generation, Generator
@@ -19,7 +19,8 @@ SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95)
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Continue prompts with the model of a run. One text streams; several are printed one after another."""
+    """Continue prompts with the model of a run, or answer them with one that has an encoder. One text streams; several
+    are printed one after another."""
 
     run: tyro.conf.Positional[str]
     """The folder of a run."""
@@ -30,8 +31,15 @@ class Command:
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SAMPLING
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A text ends before this string."""
+    beams: int = 0
+    """Search for the likeliest text with so many unfinished ones at once; 0 draws it."""
+    length_penalty: float = 1.0
+    """A text's log-probability is divided by its tokens to this power, before the best is taken (`beams`)."""
+    early_stopping: bool | Literal["never"] = False
+    """When the search ends that has found as many texts as beams: at once, when the best beam is worse than all of
+    them, or when it would be at any length."""
     samples: int = 1
-    """Continuations of each prompt."""
+    """Continuations of each prompt; with `beams` the best ones."""
     seed: int = 0
     """Of each prompt's first continuation; the next ones take the seeds that follow."""
     batch: int = 8
@@ -50,9 +58,10 @@ def run(argv: list[str]) -> int:
     """
     command = tyro.cli(Command, args=argv, prog="jaxllm generate")
     command.sampling.check()
-    for name in ("max_new_tokens", "samples", "batch"):
-        if getattr(command, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(command, name)}")
+    for name, least in {"max_new_tokens": 1, "samples": 1, "batch": 1, "beams": 0}.items():
+        if getattr(command, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(command, name)}")
+    search = _search(command)
     if not 0 <= command.seed <= 2**32 - command.samples:
         raise UserError(f"--seed: expected 0 to {2**32 - command.samples}, got {command.seed}")
     prompts = [_text(prompt, i) for i, prompt in enumerate(command.prompts or ("",), 1)]
@@ -70,11 +79,37 @@ def run(argv: list[str]) -> int:
     generator = Generator(config.model, params, tokenizer, ends=recommended(folder).ends)
     del params
     generator.check(prompts, command.max_new_tokens, command.stop)
-    if len(prompts) * command.samples == 1:
+    if search is not None:
+        _print_best(generator, prompts, command, search)
+    elif len(prompts) * command.samples == 1:
         _stream(generator, prompts[0], command)
     else:
         _list(generator, prompts, command)
     return 0
+
+
+def _search(command: Command) -> BeamConfig | None:
+    """None draws.
+
+    Raises:
+        UserError: an option that has no meaning beside the others.
+    """
+    if command.beams == 0:
+        if (command.length_penalty, command.early_stopping) != (Command.length_penalty, Command.early_stopping):
+            raise UserError("--length-penalty, --early-stopping: are of a search, which --beams turns on")
+        return None
+    if command.sampling != SAMPLING or command.stop or command.seed:
+        raise UserError("--beams: the likeliest text is not drawn; --seed, --stop and options of sampling are for that")
+    if command.samples > command.beams:
+        raise UserError(f"--samples: expected 1 to {command.beams} (--beams), got {command.samples}")
+    search = BeamConfig(
+        beams=command.beams,
+        length_penalty=command.length_penalty,
+        early_stopping=command.early_stopping,
+        best=command.samples,
+    )
+    search.check()
+    return search
 
 
 def _text(prompt: str, number: int) -> str:
@@ -87,8 +122,13 @@ def _text(prompt: str, number: int) -> str:
     return prompt
 
 
+def _before(generator: "Generator", prompt: str) -> str:
+    """What a text is printed after."""
+    return prompt if generator.continues else ""
+
+
 def _stream(generator: "Generator", prompt: str, command: Command) -> None:
-    print(prompt, end="", flush=True)
+    print(_before(generator, prompt), end="", flush=True)
     try:
         made = generator.generate(
             [prompt],
@@ -117,8 +157,24 @@ def _list(generator: "Generator", prompts: Sequence[str], command: Command) -> N
         )[: len(batch)]
         for (number, sample), generation in zip(batch, made, strict=True):
             print(f"=== prompt {number + 1} of {len(prompts)}, sample {sample + 1} of {command.samples}")
-            print(prompts[number] + generation.text, flush=True)
+            print(_before(generator, prompts[number]) + generation.text, flush=True)
         _report(made)
+
+
+def _print_best(generator: "Generator", prompts: Sequence[str], command: Command, search: BeamConfig) -> None:
+    from jaxllm.generation.beam import beam_search
+
+    for start in range(0, len(prompts), command.batch):
+        batch = [*prompts[start : start + command.batch]]
+        full = batch + batch[-1:] * (command.batch - len(batch)) if start else batch  # as in `_list`
+        found = beam_search(generator, full, command.max_new_tokens, search)[: len(batch)]
+        for number, (prompt, best) in enumerate(zip(batch, found, strict=True), start + 1):
+            for place, generation in enumerate(best, 1):
+                if len(prompts) * command.samples > 1:
+                    of = f"=== prompt {number} of {len(prompts)}, best {place} of {len(best)}"
+                    print(f"{of}, score {generation.score:.4f}")
+                print(_before(generator, prompt) + generation.text, flush=True)
+        _report([generation for best in found for generation in best])
 
 
 def _report(made: Sequence["Generation"]) -> None:

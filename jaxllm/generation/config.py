@@ -1,6 +1,7 @@
 """What a user sets for generation; without jax, so that a command checks it at once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxllm.config import UserError
 
@@ -31,6 +32,35 @@ class SamplingConfig:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+        ):
+            if not valid:
+                raise UserError(f"field '{field}': expected {wanted}, got {getattr(self, field)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamConfig:
+    """How the likeliest text is searched for, as transformers' `generate` does with `num_beams`."""
+
+    beams: int = 4
+    """Unfinished texts that are kept at each step; 1 is the greedy choice."""
+    length_penalty: float = 1.0
+    """A finished text's log-probability is divided by its tokens to this power: above 0 favours long ones."""
+    early_stopping: bool | Literal["never"] = False
+    """When to stop once there are as many finished texts as beams: at once; when the best beam, were it finished now,
+    would not be among them; or when it could not be at any length."""
+    best: int = 1
+    """Finished texts that are given, at most `beams`."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: a field outside its range.
+        """
+        for field, valid, wanted in (
+            ("beams", self.beams >= 1, "1 or more"),
+            ("length_penalty", abs(self.length_penalty) < float("inf"), "a number"),
+            ("early_stopping", self.early_stopping in (True, False, "never"), "True, False or 'never'"),
+            ("best", 1 <= self.best <= self.beams, f"1 to {self.beams} (beams)"),
         ):
             if not valid:
                 raise UserError(f"field '{field}': expected {wanted}, got {getattr(self, field)}")

@@ -1,8 +1,8 @@
 """Generation: one compiled prefill, then one compiled step a token, whatever the prompts' lengths and settings.
 
 Prompts are padded on the right to a power of two and go through the model at once; the cache's lengths are then
-set to the true ones, which frees the padding's slots. A step is dispatched before the tokens of the step before
-it are read, so the device never waits for the host to decode and print; the last step of a batch is then
+set to the true ones, which frees the padding's slots (`prefill.py`). A step is dispatched before the tokens of the
+step before it are read, so the device never waits for the host to decode and print; the last step of a batch is then
 sometimes one too many, and is thrown away, as is whatever a row makes after its end.
 
 Weights are held in the form in which a step reads them, one tree a layer, and in the compute type: bfloat16 on
@@ -13,7 +13,7 @@ product of few rows: a token then takes 2 to 5 times as long, on jax 0.10 and 0.
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -25,17 +25,15 @@ from jaxllm.common.trees import Tree
 from jaxllm.config import TransformerConfig, UserError
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.generation.config import SamplingConfig
+from jaxllm.generation.prefill import padded, power_of_two, prompt_ids, read
 from jaxllm.generation.sampling import Settings, sample, settings_of
 from jaxllm.generation.text import Finish, TextStream
-from jaxllm.models.cache import Cache, empty_cache
+from jaxllm.models.cache import Cache
 from jaxllm.models.heads import head_logits
 from jaxllm.models.transformer import Transformer, cast_for_use, decode, per_layer
 
 AS_THE_MODEL_SAYS = SamplingConfig()
 """Draws from the model's own distribution."""
-
-SMALLEST_BUCKET = 16
-"""Tokens to which the shortest prompts are padded."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,8 @@ class Generation:
     """Why it ended."""
     timing: Timing
     """Of the batch that it was made in."""
+    score: float | None = None
+    """Of a text that was searched for: the sum of its tokens' log-probabilities, by its length to the penalty."""
 
 
 class State(NamedTuple):
@@ -83,19 +83,31 @@ class State(NamedTuple):
 
     cache: Cache
     seen_BV: jax.Array
-    """Tokens in each row's text so far, prompt included."""
+    """Tokens in each row's text so far, a decoder's prompt included."""
     keys_B: jax.Array
     """Each row's random stream."""
     step: jax.Array
     """Tokens generated so far; names the key of the next one."""
 
 
-Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Tokens `[B, P]`, padded; lengths `[B]`; seeds `[B]`."""
+class Method(NamedTuple):
+    """A way to choose tokens: the two functions that are compiled for it. What they `show`, the host may read.
+
+    `prefill(model, slots, params, tokens_BP, lengths_B, *inputs) -> (show, state)` reads prompts;
+    `step(model, params, show, state, inputs[-1]) -> (show, state)` goes on, and consumes the state.
+    """
+
+    name: tuple[Any, ...]
+    """Of its programs, before their sizes."""
+    prefill: Callable[..., tuple[Any, Any]]
+    step: Callable[..., tuple[Any, Any]]
 
 
 class Generator:
-    """Continues prompts with one model. Programs are compiled when first needed, and kept."""
+    """Continues prompts with a decoder, or answers them with an encoder-decoder.
+
+    Programs are compiled when first needed, and kept.
+    """
 
     def __init__(
         self,
@@ -112,13 +124,18 @@ class Generator:
             config: the model's shape.
             params: its parameters, as trained; they are copied onto the first local device.
             tokenizer: its tokenizer.
-            max_length: tokens of a prompt and its continuation, at most; none means `config.max_positions`.
+            max_length: tokens of a prompt and its continuation, at most, or of each beside an encoder; none means
+                `config.max_positions`.
             ends: tokens that end a text; none means the end-of-document token.
             dtype: of weights, products and cache; none means the platform's (see above).
 
         Raises:
-            UserError: `max_length` is more than the model can read.
+            UserError: `max_length` is more than the model can read, or the model is but an encoder.
         """
+        if config.architecture == "encoder":
+            raise UserError("model.architecture = 'encoder': it cannot generate text; a decoder is needed for that")
+        if config.architecture == "encoder_decoder" and config.start_token is None:
+            config = replace(config, start_token=tokenizer.pad_id)
         self.max_length = config.max_positions if max_length is None else max_length
         if not 0 < self.max_length <= config.max_positions:
             raise UserError(f"max_length: expected 1 to {config.max_positions} (max_positions), got {max_length}")
@@ -126,6 +143,8 @@ class Generator:
         dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
         self.tokenizer = tokenizer
         self.ends = ends
+        self.continues = config.architecture == "decoder"
+        """A text goes on from its prompt, and shares its room; an encoder's prompt is another text."""
         self.programs: dict[tuple[Any, ...], Any] = {}
         """By name and sizes."""
         self._model = Transformer(config, dtype=dtype)
@@ -146,7 +165,7 @@ class Generator:
         """Continues each prompt, all in one batch.
 
         Args:
-            prompts: texts; each is the beginning of a document.
+            prompts: texts; each is the beginning of a document, or what an encoder reads.
             max_new_tokens: for each row; fewer where `max_length` comes first.
             sampling: how tokens are chosen.
             stop: strings that end a row; they are not part of its text.
@@ -159,11 +178,14 @@ class Generator:
             UserError: a setting out of its range, or a prompt that is too long.
         """
         _check_stop(stop)
-        ids = self._ids(prompts)
+        ids = self.ids(prompts)
         began = time.perf_counter()
         steps = self.tokens(ids, max_new_tokens, sampling, seeds)
         compiled = first = time.perf_counter()
-        rows = [TextStream(self.tokenizer, row, self.limit(row, max_new_tokens), stop, self.ends) for row in ids]
+        rows = [
+            TextStream(self.tokenizer, self.before(row), self.limit(row, max_new_tokens), stop, self.ends)
+            for row in ids
+        ]
         for step, tokens in enumerate(steps):
             if step == 0:
                 first = time.perf_counter()
@@ -188,10 +210,19 @@ class Generator:
             UserError: a stop string without a character, no room for a new token, or a prompt that is too long.
         """
         _check_stop(stop)
-        self._check(self._ids(prompts), max_new_tokens)
+        self._check(self.ids(prompts), max_new_tokens)
 
-    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] for prompt in prompts]
+    def ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Tokens of prompts, as `tokens` takes them."""
+        return [prompt_ids(self._model.config, self.tokenizer, prompt) for prompt in prompts]
+
+    def before(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The tokens that the new ones of this row follow."""
+        return prompt if self.continues else [cast(int, self._model.config.start_token)]
+
+    def limit(self, prompt: Sequence[int], max_new_tokens: int) -> int:
+        """Tokens that this row may have. The last one needs no room, since the model does not read it."""
+        return min(max_new_tokens, self.max_length - len(self.before(prompt)) + 1)
 
     def tokens(
         self,
@@ -206,39 +237,43 @@ class Generator:
         before it returns.
         """
         sampling.check()
+        inputs = _checked(seeds, len(prompts)), settings_of(sampling)
+        return self.steps(DRAWING, prompts, max_new_tokens, *inputs)
+
+    def steps(
+        self, method: Method, prompts: Sequence[Sequence[int]], max_new_tokens: int, *inputs: Any
+    ) -> Iterator[Any]:
+        """What each step of a method shows, until no row may have more. Raises as for `tokens`."""
         self._check(prompts, max_new_tokens)
-        inputs = *_padded(prompts, self.max_length), _checked(seeds, len(prompts))
-        limit = max(self.limit(row, max_new_tokens) for row in prompts)
+        args = *padded(prompts, self.max_length), *inputs
         # Of the bucket, not of the longest prompt: prompts of one bucket share both programs.
-        slots = min(_power_of_two(inputs[0].shape[1] + max_new_tokens - 1), self.max_length)
-        return self._run(self._compiled(inputs, slots), inputs, settings_of(sampling), limit)
+        most = args[0].shape[1] if self.continues else 1
+        slots = min(power_of_two(most + max_new_tokens - 1), self.max_length)
+        limit = max(self.limit(row, max_new_tokens) for row in prompts)
+        return self._run(self._compiled(method, args, slots), args, limit)
 
-    def _run(self, programs: tuple[Any, Any], inputs: Inputs, settings: Settings, limit: int) -> Iterator[np.ndarray]:
-        prefill, decode = programs
-        tokens, state = prefill(self._params, *inputs, settings)
+    def _run(self, programs: tuple[Any, Any], args: tuple[Any, ...], limit: int) -> Iterator[Any]:
+        prefill, step = programs
+        show, state = prefill(self._params, *args)
         for _ in range(limit - 1):
-            following, state = decode(self._params, tokens, state, settings)
-            yield np.asarray(tokens)
-            tokens = following
-        yield np.asarray(tokens)
+            following, state = step(self._params, show, state, args[-1])
+            yield jax.tree.map(np.asarray, show)
+            show = following
+        yield jax.tree.map(np.asarray, show)
 
-    def _compiled(self, inputs: Inputs, slots: int) -> tuple[Any, Any]:
-        """The prefill for such inputs into a cache of `slots` slots, and the step that goes on from there."""
-        B, P = inputs[0].shape
-        names = ("prefill", B, P, slots), ("decode", B, slots)
-        args = self._params, *inputs, settings_of(AS_THE_MODEL_SAYS)
-        prefill = jax.jit(functools.partial(_prefill, self._model, slots))
+    def _compiled(self, method: Method, args: tuple[Any, ...], slots: int) -> tuple[Any, Any]:
+        """The prefill for such arguments into a cache of `slots` slots, and the step that goes on from there."""
+        B, P = args[0].shape
+        memory = () if self.continues else (P,)
+        names = (*method.name, "prefill", B, P, slots), (*method.name, "decode", B, slots, *memory)
+        prefill = jax.jit(functools.partial(method.prefill, self._model, slots))
         if names[0] not in self.programs:
-            self.programs[names[0]] = prefill.lower(*args).compile()
+            self.programs[names[0]] = prefill.lower(self._params, *args).compile()
         if names[1] not in self.programs:
-            decode = jax.jit(functools.partial(_decode, self._model), donate_argnums=2)
-            made = jax.eval_shape(prefill, *args)
-            self.programs[names[1]] = decode.lower(self._params, *made, args[-1]).compile()
+            step = jax.jit(functools.partial(method.step, self._model), donate_argnums=2)
+            made = jax.eval_shape(prefill, self._params, *args)
+            self.programs[names[1]] = step.lower(self._params, *made, args[-1]).compile()
         return self.programs[names[0]], self.programs[names[1]]
-
-    def limit(self, prompt: Sequence[int], max_new_tokens: int) -> int:
-        """Tokens that this row may have. The last one needs no room, since the model does not read it."""
-        return min(max_new_tokens, self.max_length - len(prompt) + 1)
 
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         if max_new_tokens < 1:
@@ -263,15 +298,6 @@ def _check_stop(stop: Sequence[str]) -> None:
         raise UserError("stop: a stop string has at least one character")
 
 
-def _padded(prompts: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `[B, P]`, padded on the right, and lengths `[B]`."""
-    lengths = np.array([len(row) for row in prompts], np.int32)
-    tokens = np.zeros((len(prompts), min(_power_of_two(max(map(len, prompts))), most)), np.int32)
-    for i, row in enumerate(prompts):
-        tokens[i, : len(row)] = row
-    return tokens, lengths
-
-
 def _as_steps_read_them(params: Tree, dtype: Any) -> Tree:
     params = cast_for_use(params, dtype)
     return {**params, "layers": per_layer(params["layers"])}
@@ -287,19 +313,9 @@ def _prefill(
     settings: Settings,
 ) -> tuple[jax.Array, State]:
     """The first token of each row, and a cache of `slots` slots."""
-    B, P = tokens_BP.shape
-    empty = empty_cache(model.config, B, P, model.dtype)
-    cache = Cache(per_layer(empty.keys), per_layer(empty.values), empty.length)
-    hidden, filled, _ = decode(model, params, tokens_BP, cache=cache)
-    assert filled is not None
-    free = slots - P
-    keys = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, free))) for x in filled.keys)
-    values = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, free), (0, 0))) for x in filled.values)
-    rows, V = jnp.arange(B), model.config.vocab_size
-    real_BP = jnp.arange(P) < lengths_B[:, None]
-    seen = jnp.zeros((B, V), bool).at[rows[:, None], jnp.where(real_BP, tokens_BP, V)].set(True, mode="drop")
-    state = State(Cache(keys, values, lengths_B), seen, jax.vmap(jax.random.key)(seeds_B), jnp.int32(0))
-    return _choose(model, params, hidden[rows, lengths_B - 1], state, settings)
+    hidden, cache, seen = read(model, slots, params, tokens_BP, lengths_B)
+    state = State(cache, seen, jax.vmap(jax.random.key)(seeds_B), jnp.int32(0))
+    return _choose(model, params, hidden, state, settings)
 
 
 def _decode(
@@ -321,9 +337,8 @@ def _choose(
     return tokens, state._replace(seen_BV=seen, step=state.step + 1)
 
 
-def _power_of_two(n: int) -> int:
-    """The smallest one that is at least `n` and `SMALLEST_BUCKET`."""
-    return max(SMALLEST_BUCKET, 1 << (n - 1).bit_length())
+DRAWING = Method((), _prefill, _decode)
+"""Each row draws its next token by `sample`."""
 
 
 def _checked(seeds: Sequence[int] | None, rows: int) -> np.ndarray:

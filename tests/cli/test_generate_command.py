@@ -1,16 +1,26 @@
 import io
 import shutil
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxllm.cli.generate import run
+from jaxllm.cli.generate import SAMPLING, run
 from jaxllm.cli.main import main
-from jaxllm.config import DataConfig, RunConfig, TokenizerConfig, TransformerConfig, UserError
+from jaxllm.config import (
+    DataConfig,
+    ObjectiveConfig,
+    RunConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UserError,
+)
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
+from jaxllm.generation import beam
 from jaxllm.generation.generate import Generator
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import initial
@@ -32,26 +42,28 @@ def folder(tmp_path_factory):
     train_tokenizer(
         ["the quick brown fox jumps over the lazy dog\n" * 40], TokenizerConfig(vocab_size=300), root / "t.model"
     )
-    create(root / "run", RunConfig(model=MODEL, **FITTING), root / "t.model")
-    with Checkpoints(root / "run", keep=2) as checkpoints:
+    averages = {2: initial(jax.random.key(9), parameter_table(MODEL))}
+    return saved(root / "run", RunConfig(model=MODEL, **FITTING), root / "t.model", averages)
+
+
+def saved(folder, config, tokenizer, averages):
+    """A run whose parameters after steps 1 and 2 were drawn from these numbers, with the averages of some steps."""
+    create(folder, config, tokenizer)
+    with Checkpoints(folder, keep=2) as checkpoints:
         for step in (1, 2):
-            params, ema = (initial(jax.random.key(k), parameter_table(MODEL)) for k in (step, 9))
-            count = jnp.asarray(step, jnp.int32)
-            state = State(count, params, (), ema if step == 2 else None, count)
-            pieces = load_tokenizer(root / "t.model").fingerprint
+            params, count = initial(jax.random.key(step), parameter_table(config.model)), jnp.asarray(step, jnp.int32)
+            state = State(count, params, (), averages.get(step), count)
+            pieces = load_tokenizer(tokenizer).fingerprint
             checkpoints.save(state, Info(step=step, tokens=step, corpus="text", tokenizer=pieces))
         checkpoints.wait()
-    return root / "run"
+    return folder
 
 
 def expected(folder, prompt, key=9, **named):
     """What the library gives for the parameters drawn from `key`."""
     tokenizer = load_tokenizer(folder / "tokenizer.model")
     generator = Generator(MODEL, initial(jax.random.key(key), parameter_table(MODEL)), tokenizer)
-    from jaxllm.cli.generate import Command
-
-    sampling = Command(run="").sampling
-    return prompt + generator.generate([prompt], 12, sampling, **{"seeds": [0], **named})[0].text
+    return prompt + generator.generate([prompt], 12, SAMPLING, **{"seeds": [0], **named})[0].text
 
 
 def output(capsys, *argv):
@@ -84,6 +96,42 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_printed(folder,
     with pytest.raises(UserError, match="prompt 3 has "):
         run([str(folder), "the", "fox", "the quick " * 60, "--batch", "1"])
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What the library generates for the command."""
+    lists = []
+
+    def recorded(function):
+        return lambda *args, **named: lists.append(function(*args, **named)) or lists[-1]
+
+    monkeypatch.setattr(beam, "beam_search", recorded(beam.beam_search))
+    monkeypatch.setattr(Generator, "generate", recorded(Generator.generate))
+    return lists
+
+
+def test_beams_print_the_best_or_several_with_their_scores(folder, capsys, made):
+    options = ("the", "--beams", "2", "--length-penalty", "0.5", "--early-stopping", "True")
+    assert output(capsys, folder, *options).out == f"the{made[0][0][0].text}\n"
+    out, err = output(capsys, folder, *options, "--samples", "2")
+    best = enumerate(made[1][0], 1)
+    lines = [f"=== prompt 1 of 1, best {i} of 2, score {b.score:.4f}\nthe{b.text}\n" for i, b in best]
+    assert out == "".join(lines)
+    assert "tokens/s" in err
+
+
+def test_a_model_with_an_encoder_answers_and_an_encoder_alone_is_refused(folder, capsys, made, tmp_path):
+    pairs = SourceConfig(kind="jsonl", path="pairs.jsonl", target_field="answer")
+    model = replace(MODEL, architecture="encoder_decoder", positions="relative")
+    config = RunConfig(model=model, objective=ObjectiveConfig(kind="seq2seq"), **FITTING)
+    config = replace(config, data=replace(config.data, sources=(pairs,)))
+    answering = saved(tmp_path / "pairs", config, folder / "tokenizer.model", {})
+    assert output(capsys, answering, "the").out == made[0][0].text + "\n"
+    model = replace(MODEL, architecture="encoder")
+    config = RunConfig(model=model, objective=ObjectiveConfig(kind="masked"), **FITTING)
+    with pytest.raises(UserError, match=r"model\.architecture = 'encoder': it cannot generate text"):
+        run([str(saved(tmp_path / "encoder", config, folder / "tokenizer.model", {})), "the"])
 
 
 @pytest.mark.parametrize(("options", "key"), [((), 9), (("--no-ema",), 2), (("--step", 1), 1)])
@@ -122,6 +170,10 @@ def test_ctrl_c_ends_the_line_and_the_command(folder, capsys, monkeypatch):
         (["{}", "the", "--top-p", "1.5"], "'top_p': expected above 0 and at most 1, got 1.5"),
         (["{}", "the", "--samples", "0"], "--samples: expected 1 or more, got 0"),
         (["{}", "the", "--seed", "-1"], "--seed: expected 0 to 4294967295, got -1"),
+        (["{}", "the", "--beams", "2", "--samples", "3"], r"--samples: expected 1 to 2 \(--beams\), got 3"),
+        (["{}", "the", "--beams", "2", "--top-k", "5"], "--beams: the likeliest text is not drawn"),
+        (["{}", "the", "--beams", "-1"], "--beams: expected 0 or more, got -1"),
+        (["{}", "the", "--length-penalty", "2"], "--length-penalty, .* of a search, which --beams turns on"),
         (["{}", "the", "--stop", ""], "stop: a stop string has at least one character"),
         (["{}", "the " * 90], r"prompt 1 has \d+ tokens; expected 1 to 64"),
         (["{}", "the", "a\udcff"], "prompt 2 is not UTF-8 text"),
@@ -135,7 +187,7 @@ def test_what_will_not_do_is_named(folder, argv, complaint):
 def test_a_last_smaller_batch_compiles_nothing(folder, capsys, monkeypatch):
     shapes = []
     compiled = Generator._compiled
-    monkeypatch.setattr(Generator, "_compiled", lambda g, x, slots: shapes.append(x[0].shape) or compiled(g, x, slots))
+    monkeypatch.setattr(Generator, "_compiled", lambda g, m, x, s: shapes.append(x[0].shape) or compiled(g, m, x, s))
     out, _ = output(capsys, folder, "the", "fox", "dog", "--batch", "2")
     assert shapes[0] == shapes[1]
     assert out.count("=== prompt") == 3
