@@ -1,6 +1,21 @@
 """Whether an encoder-decoder learns to copy and to reverse what it reads, and what is left without cross-attention.
 
-python tools/copy_task.py                    # three seeds of each model
+    python tools/copy_task.py                    # three seeds of each model
+
+A model of 2 + 2 layers, 64 wide, is trained by the usual step on 4 to 12 random letters that never come again; the
+first character of a prompt says which task it is. Percent of 500 new answers, written greedily, that are right from
+the first letter to the end; then the same, and percent of letters, with the output kernel of cross-attention zeroed
+(chance is 3.8 % of letters; T5 then ends at once). Each run took 263 to 323 s beside another one on 2 cores:
+
+    model seed   copy reverse | without cross-attention: copy reverse letters
+    T5       0  100.0   100.0 |                           0.0     0.0     0.0
+    T5       1  100.0   100.0 |                           0.0     0.0     0.3
+    T5       2  100.0   100.0 |                           0.0     0.0     0.0
+    BART     0  100.0   100.0 |                           0.0     0.0     2.8
+    BART     1  100.0   100.0 |                           0.0     0.0     0.0
+    BART     2  100.0   100.0 |                           0.0     0.0     2.3
+
+Half the steps (--steps 1000) are too few: T5's seed 1 then copies 98.9 %, BART's seed 1 reverses 86.2 %.
 """
 
 import argparse
@@ -68,11 +83,17 @@ class Characters(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return [self.characters.index(character) + SPECIAL for character in text]
 
+    def encode_with_specials(self, *parts: str) -> list[int]:
+        return self.encode("".join(parts))
+
     def _decode(self, ids: list[int]) -> str:
         return "".join(self.characters[i - SPECIAL] for i in ids if SPECIAL <= i < SPECIAL + len(self.characters))
 
     def token_id(self, name: str) -> int | None:
         return None
+
+    def token_name(self, i: int) -> str:
+        return self._decode([i])
 
     def special_ids(self) -> set[int]:
         return set(range(SPECIAL))
@@ -162,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
     header = f"{'model':5} {'seed':>4} {'copy':>6} {'reverse':>7}"
     print(f"{header} | without cross-attention: copy reverse letters | seconds")
