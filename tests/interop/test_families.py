@@ -145,6 +145,16 @@ def test_a_window_over_the_last_layers_only_is_none_where_there_are_no_such_laye
         assert FAMILIES["qwen2"].read(settings) == config
 
 
+def test_a_window_that_is_left_out_is_that_of_the_library_and_a_null_is_none():
+    used = {"use_sliding_window": True, "max_window_layers": 0}
+    cases = ("mistral", {}, 4096), ("mixtral", {}, None), ("qwen2", used, 4096), ("qwen3", {}, None)
+    for name, changes, left_out in cases:
+        settings = settings_of(name, CONFIGS[name][0], **changes)
+        bare = {key: value for key, value in settings.values.items() if key not in ("sliding_window", "layer_types")}
+        for values, window in ((bare, left_out), ({**bare, "sliding_window": None}, None)):
+            assert FAMILIES[name].read(replace(settings, values=values)).sliding_window == window, name
+
+
 def test_heads_are_those_that_there_are_tensors_of():
     def read(name: str, tensors: set[str], **values: Any) -> TransformerConfig:
         settings = settings_of(name, CONFIGS[name][0], **values)

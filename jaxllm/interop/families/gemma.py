@@ -1,15 +1,15 @@
 """Gemma 2 (2408.00118) and 3 (2503.19786), text only."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from jaxllm.config import TransformerConfig
-from jaxllm.interop.families.family import Family
 from jaxllm.interop.families.llama import (
-    IGNORED,
     LAYER_TYPES,
     attention_rules,
+    family_like_llama,
     gated_rules,
     read_llama,
     with_layer_types,
@@ -104,13 +104,6 @@ def gemma_rules(config: TransformerConfig) -> Sequence[Rule]:
 
 
 GEMMA2, GEMMA3 = (
-    Family(
-        model_type=name,
-        read=read_gemma,
-        write=lambda config, name=name: write_gemma(name, config),  # type: ignore[misc]
-        rules=gemma_rules,
-        prefix="model.",
-        ignored=IGNORED,
-    )
+    family_like_llama(model_type=name, read=read_gemma, write=functools.partial(write_gemma, name), rules=gemma_rules)
     for name in EVERY
 )

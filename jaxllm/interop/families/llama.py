@@ -1,5 +1,6 @@
 """Llama and what differs from it by a few fields: Mistral, Qwen 2 and 3, Mixtral."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -109,8 +110,9 @@ def with_layer_types(settings: Settings, config: TransformerConfig) -> Transform
 
 
 def read_mistral(settings: Settings) -> TransformerConfig:
-    """Llama with a window in every layer."""
-    return with_layer_types(settings, replace(read_llama(settings), sliding_window=settings.get("sliding_window")))
+    """Llama with a window in every layer: of 4,096 tokens where none is named, and none where it is null."""
+    window = settings.values.get("sliding_window", None if settings["model_type"] == "mixtral" else 4096)
+    return with_layer_types(settings, replace(read_llama(settings), sliding_window=window))
 
 
 def write_mistral(config: TransformerConfig) -> dict[str, Any]:
@@ -121,11 +123,11 @@ def write_mistral(config: TransformerConfig) -> dict[str, Any]:
 
 def read_qwen(settings: Settings) -> TransformerConfig:
     """Qwen 2: biases on queries, keys and values; Qwen 3 has norms in their place."""
-    windowed = settings.get("use_sliding_window", False) and settings.get("sliding_window") is not None
-    if windowed and 0 < settings.get("max_window_layers", 0) < settings["num_hidden_layers"]:
-        raise settings.refuse("max_window_layers", "a window in some of the first layers only is not supported")
-    windowed = windowed and not settings.get("max_window_layers", 0)
-    config = replace(read_llama(settings), sliding_window=settings["sliding_window"] if windowed else None)
+    window = settings.values.get("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
+    without = settings.get("max_window_layers", 28)
+    if window is not None and 0 < without < settings["num_hidden_layers"]:
+        raise settings.refuse("max_window_layers", "a window in some of the last layers only is not supported")
+    config = replace(read_llama(settings), sliding_window=None if without else window)
     is_third = settings["model_type"] == "qwen3"
     config = replace(config, qk_norm="head") if is_third else replace(config, attention_bias="qkv")
     return with_layer_types(settings, config)
@@ -172,23 +174,13 @@ def mixtral_rules(config: TransformerConfig) -> Sequence[Rule]:
     ]
 
 
-LLAMA = Family(
-    model_type="llama", read=read_llama, write=write_llama, rules=llama_rules, prefix="model.", ignored=IGNORED
-)
-MISTRAL = Family(
-    model_type="mistral", read=read_mistral, write=write_mistral, rules=llama_rules, prefix="model.", ignored=IGNORED
-)
+family_like_llama = functools.partial(Family, prefix="model.", ignored=IGNORED)
+"""A family whose names are Llama's."""
+
+LLAMA = family_like_llama(model_type="llama", read=read_llama, write=write_llama, rules=llama_rules)
+MISTRAL = family_like_llama(model_type="mistral", read=read_mistral, write=write_mistral, rules=llama_rules)
+MIXTRAL = family_like_llama(model_type="mixtral", read=read_mixtral, write=write_mixtral, rules=mixtral_rules)
 QWEN2, QWEN3 = (
-    Family(
-        model_type=name,
-        read=read_qwen,
-        write=lambda config, name=name: write_qwen(name, config),  # type: ignore[misc]
-        rules=llama_rules,
-        prefix="model.",
-        ignored=IGNORED,
-    )
+    family_like_llama(model_type=name, read=read_qwen, write=functools.partial(write_qwen, name), rules=llama_rules)
     for name in ("qwen2", "qwen3")
-)
-MIXTRAL = Family(
-    model_type="mixtral", read=read_mixtral, write=write_mixtral, rules=mixtral_rules, prefix="model.", ignored=IGNORED
 )

@@ -5,8 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from jaxllm.config import TransformerConfig
-from jaxllm.interop.families.family import Family
-from jaxllm.interop.families.llama import IGNORED, attention_rules, gated_rules, read_llama, write_llama
+from jaxllm.interop.families.llama import (
+    attention_rules,
+    family_like_llama,
+    gated_rules,
+    read_llama,
+    write_llama,
+)
 from jaxllm.interop.rules import Rule
 from jaxllm.interop.settings import Settings
 
@@ -31,4 +36,4 @@ def olmo2_rules(config: TransformerConfig) -> Sequence[Rule]:
     ]
 
 
-OLMO2 = Family(model_type="olmo2", read=read_olmo2, write=write_olmo2, rules=olmo2_rules, ignored=IGNORED)
+OLMO2 = family_like_llama(model_type="olmo2", read=read_olmo2, write=write_olmo2, rules=olmo2_rules)
