@@ -9,8 +9,8 @@ from typing import Literal
 
 import tyro
 
-from jaxllm.cli.progress import Progress, written_whole
-from jaxllm.common.paths import user_path
+from jaxllm.cli.progress import Progress
+from jaxllm.common.paths import user_path, whole_file
 from jaxllm.config import UserError
 
 
@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
         for line, vector in zip(lines, vectors, strict=True):
             print(_object(line, vector.tolist()))
     else:
-        with written_whole(user_path(command.out)) as writing:
+        with whole_file(user_path(command.out)) as writing:
             if command.out.endswith(".npy"):
                 with open(writing, "wb") as file:
                     np.save(file, vectors)

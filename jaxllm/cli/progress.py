@@ -1,13 +1,7 @@
-"""What long work of a command shows on the standard error, and how its file is written."""
+"""What long work of a command shows on the standard error."""
 
-import contextlib
-import os
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-from jaxllm.config import UserError
 
 
 class Progress:
@@ -27,21 +21,3 @@ class Progress:
         far = f"{done / self._total:.0%} of {self._total:,} {self._unit}"
         text = f"{self._what}: {far}, {speed:,.0f}/s, {(self._total - done) / speed:.0f} s left"
         print(f"\r\033[K{text}", end="\n" if is_last else "", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Another name beside `path`, which takes its place when the block ends well, and is gone otherwise.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        yield writing
-        os.replace(writing, path)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}; name another file") from None
-    finally:
-        with contextlib.suppress(OSError):
-            writing.unlink(missing_ok=True)

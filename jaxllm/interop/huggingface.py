@@ -151,7 +151,7 @@ def write_folder(
         UserError: the folder holds something.
         OSError: it cannot be written.
     """
-    with written_whole(folder) as writing:
+    with whole_folder(folder) as writing:
         (writing / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         for name, content in files.items():
             (writing / name).parent.mkdir(exist_ok=True)
@@ -160,7 +160,7 @@ def write_folder(
 
 
 @contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path) -> Iterator[Path]:
     """A folder under another name, which takes the name `target` when the block ends well, and is gone otherwise.
 
     Raises:

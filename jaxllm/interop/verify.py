@@ -1,5 +1,6 @@
 """The same inputs through transformers and through our model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,24 @@ class Agreement(NamedTuple):
     same_best: float
     """The share of positions at which both have the same greatest one."""
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether float32 in another order explains it."""
+        return self.difference <= 1e-3 * max(self.largest, 1.0)
+
+    def __str__(self) -> str:
+        return (
+            f"differ by at most {self.difference:.2e}, of numbers up to {self.largest:.2f}; the greatest is the same "
+            f"at {self.same_best:.1%} of positions"
+        )
+
+
+def compared(path: Path, architectures: Sequence[str], config: TransformerConfig, params: Tree) -> Agreement:
+    """Our outputs and those of transformers, which opens the published model at `path`. Raises as `theirs` does."""
+    given = inputs(config)
+    other = theirs(path, architectures, config, given)
+    return agreement(config, given, ours(config, params, given), other)
+
 
 def inputs(config: TransformerConfig) -> Inputs:
     """Always the same ones; ids from 3 on, since padding and the like are often treated apart."""
@@ -70,7 +89,7 @@ def ours(config: TransformerConfig, params: Tree, given: Inputs) -> np.ndarray:
         return np.asarray(jax.jit(run)(params))
 
 
-def theirs(path: Path, architectures: list[str], config: TransformerConfig, given: Inputs) -> np.ndarray:
+def theirs(path: Path, architectures: Sequence[str], config: TransformerConfig, given: Inputs) -> np.ndarray:
     """The same of transformers, in float32.
 
     Raises:
@@ -83,9 +102,10 @@ def theirs(path: Path, architectures: list[str], config: TransformerConfig, give
         raise UserError(f"--verify needs {error.name}: pip install 'jaxllm[bench]'") from None
     transformers.logging.set_verbosity_error()
     folder, more = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
-    chosen: Any = getattr(transformers, architectures[0], transformers.AutoModel) if architectures else None
+    name = architectures[0] if architectures else "AutoModel"
+    chosen: Any = getattr(transformers, name, transformers.AutoModel)
     try:
-        model = (chosen or transformers.AutoModel).from_pretrained(folder, dtype=torch.float32, **more).eval()
+        model = chosen.from_pretrained(folder, dtype=torch.float32, **more).eval()
     except Exception as error:  # it raises whatever happens
         raise UserError(f"transformers cannot open '{path}': {error}") from None
     named: dict[str, Any] = {

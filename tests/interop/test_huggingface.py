@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm.config import UserError
 from jaxllm.interop import huggingface
-from jaxllm.interop.huggingface import INDEX, SINGLE, open_folder, write_folder, written_whole
+from jaxllm.interop.huggingface import INDEX, SINGLE, open_folder, whole_folder, write_folder
 from jaxllm.interop.published import Tensor
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -171,7 +171,7 @@ def test_a_target_that_holds_something_is_refused_and_an_empty_one_is_not(tmp_pa
         write_folder(folder, {}, entries(), {})
     assert (folder / SINGLE).read_bytes() == before
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file' is there already"), written_whole(tmp_path / "file"):
+    with pytest.raises(UserError, match="file' is there already"), whole_folder(tmp_path / "file"):
         pass
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "empty", CONFIG, entries(), {})

@@ -1,6 +1,5 @@
 """A model written as a GGUF file, a tensor at a time."""
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxllm.common.paths import user_path
+from jaxllm.common.paths import user_path, whole_file
 from jaxllm.config import UserError
 from jaxllm.interop.gguf.config import family_written, head_size, write_config
 from jaxllm.interop.gguf.families import Family, tensor_names
@@ -90,15 +89,8 @@ def write_gguf(
     }
     names = tensor_names(family, metadata[f"{family.arch}.block_count"], config.get("num_local_experts", 0))
     planned = _plan(family, names, config, list(tensors), dtype)
-    writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
+    with whole_file(path) as writing:
         _write(writing, family, metadata, planned, config)
-        os.replace(writing, path)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            writing.unlink(missing_ok=True)
 
 
 def _plan(
