@@ -210,7 +210,7 @@ class _Rooms:
         fits = self._rooms[0] >= size[0]
         for have, take in zip(self._rooms[1:], size[1:], strict=True):
             fits &= have >= take
-        fitting = np.flatnonzero(fits)
+        fitting: np.ndarray = np.flatnonzero(fits)
         if not len(fitting):
             return None
         return tuple(self._rooms[:, fitting[self._sum[fitting].argmin()]].tolist())

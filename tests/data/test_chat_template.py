@@ -200,20 +200,26 @@ def test_a_template_does_not_reach_python(source):
             "{% set n = namespace(s='x') %}{% for i in range(64) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
             "it needs more memory than it may have",
         ),
-        (
-            "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}",
-            "it was stopped after 0 s of work: does it have an end?",
-        ),
-        ("{{ 9 ** (9 ** 9) }}", "it was stopped after 0 s of work"),  # when it is compiled
     ],
 )
-def test_a_template_without_end_is_stopped(source, complaint, monkeypatch):
-    monkeypatch.setattr(chat_template, "SECONDS", 0)  # the system counts whole ones
+def test_a_template_that_asks_for_too_much_is_refused(source, complaint, monkeypatch):
     monkeypatch.setattr(chat_template, "MEMORY", 2**29)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"some/chat_template\.jinja") as caught:
         rendered(source)
-    assert str(caught.value).startswith("some/chat_template.jinja")
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 9 ** (9 ** 9) }}",  # computed when it is compiled
+    ],
+)
+def test_a_template_without_end_is_stopped(source, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 0)  # the system counts whole ones
+    with pytest.raises(UserError, match=r"some/chat_template\.jinja.*it was stopped after 0 s of work: does it have"):
+        rendered(source)
 
 
 def test_after_a_conversation_without_end_the_next_is_rendered(monkeypatch):
