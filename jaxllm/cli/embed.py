@@ -93,10 +93,9 @@ def _lines(name: str) -> list[str]:
         raise UserError(f"cannot read '{name}': {error.strerror}") from None
     except UnicodeError as error:
         raise UserError(f"'{name}' is not UTF-8 text: {error}") from None
-    lines = text.splitlines()
-    if not lines:
+    if not text:
         raise UserError(f"'{name}' has no line of text")
-    return lines
+    return text.removesuffix("\n").split("\n")
 
 
 def _object(line: str, vector: Sequence[float]) -> str:

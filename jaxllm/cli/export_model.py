@@ -54,12 +54,15 @@ def run(argv: list[str]) -> int:
     if not is_gguf and command.dtype == "q8_0":
         raise UserError(f"--dtype q8_0: is for GGUF; name a file that ends in .gguf, and not '{out}'")
 
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"'{out}' is there already: name another place, or remove it")
+
     import numpy as np
 
     from jaxllm.common.trees import flatten
     from jaxllm.interop.convert import exported
     from jaxllm.interop.gguf.write import write_gguf
-    from jaxllm.interop.huggingface import FILES, write_folder
+    from jaxllm.interop.huggingface import files_of, write_folder
     from jaxllm.interop.sentencepiece_files import hugging_face_files
     from jaxllm.interop.verify import compared
     from jaxllm.train.checkpoint import load_run_params
@@ -69,8 +72,7 @@ def run(argv: list[str]) -> int:
     family, published = _published_config(folder, config.model, command.family)
     own = next(iter(arrays.values())).dtype.name
     dtype = command.dtype if command.dtype != "auto" else "float16" if is_gguf else own
-    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-    files = hugging_face_files(files, published)
+    files = hugging_face_files(files_of(folder), published)
     tensors = list(exported(config.model, family, arrays, own if is_gguf else dtype))
     if is_gguf:
         write_gguf(out, published, tensors, files, GGUF_TYPES[dtype])  # type: ignore[arg-type]
@@ -80,7 +82,7 @@ def run(argv: list[str]) -> int:
     print(f"exported {family.model_type} with {count:,} parameters in {len(tensors):,} tensors as {dtype} to '{out}'")
     if not command.verify:
         return 0
-    agreement = compared(out, published["architectures"], config.model, params)
+    agreement = compared(out, published.get("architectures") or (), config.model, params)
     print(f"logits of ours and of transformers {agreement}")
     return 0 if agreement.is_rounding else 1
 

@@ -76,7 +76,9 @@ def run(argv: list[str]) -> int:
     config, params, info = load_run_params(folder, command.step, command.ema)
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)
-    generator = Generator(config.model, params, tokenizer, ends=recommended(folder).ends)
+    generator = Generator(
+        config.model, params, tokenizer, ends=recommended(folder).ends, begin=config.tokenizer.begins_prompts
+    )
     del params
     generator.check(prompts, command.max_new_tokens, command.stop)
     if search is not None:

@@ -73,7 +73,7 @@ def run(argv: list[str]) -> int:
     dtype = conversion.dtype if command.dtype == "auto" else command.dtype
     with whole_folder(out) as writing:
         tokenizer = _copy_files(published, writing)
-        config = _run_config(out, conversion.config, out / tokenizer, command.mesh)
+        config = _run_config(out, conversion.config, writing / tokenizer, command.mesh)
         mesh = _mesh(config)
         params = load(published, conversion, mesh, dtype, Progress("importing", "parameters", conversion.parameters))
         loaded = time.perf_counter()
@@ -104,6 +104,8 @@ def _copy_files(published: "Published", folder: Path) -> str:
 
 def _run_config(out: Path, model: TransformerConfig, tokenizer: Path, mesh: MeshConfig) -> RunConfig:
     """A run that could train this model, by the first objective of its architecture."""
+    from jaxllm.data.tokenizer import load_tokenizer
+
     kind = OBJECTIVES_OF[model.architecture][0]
     length = min(DataConfig().sequence_length, model.max_positions)
     return RunConfig(
@@ -111,7 +113,7 @@ def _run_config(out: Path, model: TransformerConfig, tokenizer: Path, mesh: Mesh
         model=model,
         data=DataConfig(sequence_length=length),
         objective=ObjectiveConfig(kind=kind),  # type: ignore[arg-type]
-        tokenizer=TokenizerConfig(path=str(tokenizer)),
+        tokenizer=TokenizerConfig(path=str(out / tokenizer.name), begins_prompts=load_tokenizer(tokenizer).begins),
         mesh=mesh,
     )
 

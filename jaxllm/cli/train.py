@@ -151,7 +151,7 @@ def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "
         return
     params = fetched(params, keep=processes.is_first)
     if params is not None:
-        generator = Generator(config.model, params, tokenizer)
+        generator = Generator(config.model, params, tokenizer, begin=config.tokenizer.begins_prompts)
         samples = generator.generate(prompts, length, SamplingConfig(temperature=0.8, top_p=0.95))
         for prompt, sample in zip(prompts, samples, strict=True):
             report.say(f"\nsample of {prompt!r}:\n{prompt}{sample.text}")

@@ -23,6 +23,9 @@ class TokenizerConfig:
     """Text that the trained tokenizer is shown, sampled from the training documents."""
     extra_tokens: tuple[str, ...] = ()
     """Tokens that the trained tokenizer has and no text makes, such as `<mask>` or `<extra_id_0>`, `<extra_id_1>`."""
+    begins_prompts: bool = True
+    """A prompt begins with the begin-of-document token, as documents do in training. `jaxllm import` sets what the
+    tokenizer's own rule is: a model that has never read that token does not expect it."""
 
 
 @dataclass(frozen=True, kw_only=True)

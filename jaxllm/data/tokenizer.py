@@ -48,6 +48,8 @@ class Tokenizer(ABC):
     """Fills rows; `eos_id` where the vocabulary has no such token, since padding is masked and never read."""
     mask_id: int | None
     """Stands for what is hidden; none if the vocabulary does not have it."""
+    begins: bool
+    """By its own rule a text begins with `bos_id`."""
     specials: frozenset[str]
     """Spellings of the tokens that no text is: begin, end and padding, and those that mark the turns of a chat."""
     fingerprint: str
@@ -129,6 +131,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._model.vocab_size()
         self.eos_id = self._model.eos_id()
         self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else self.eos_id
+        self.begins = True
         self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         self.mask_id = next((i for i in map(self.token_id, USUAL["mask"]) if i is not None), None)
         self.fingerprint = hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -202,6 +205,7 @@ class HuggingFaceTokenizer(Tokenizer):
         named = json.loads(beside.read_text()) if beside.is_file() else {}
         self.eos_id = self._special("eos", named, -1)
         self.bos_id = self._special("bos", named, self.eos_id)
+        self.begins = named.get("add_bos_token", self._model.encode("a").ids[:1] == [self.bos_id])
         self.pad_id = self._special("pad", named, self.eos_id)
         mask_id = self._special("mask", named, -1)
         self.mask_id = None if mask_id < 0 else mask_id

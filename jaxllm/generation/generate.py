@@ -117,6 +117,7 @@ class Generator:
         *,
         max_length: int | None = None,
         ends: Collection[int] | None = None,
+        begin: bool = True,
         dtype: Any = None,
     ):
         """
@@ -127,6 +128,7 @@ class Generator:
             max_length: tokens of a prompt and its continuation, at most, or of each beside an encoder; none means
                 `config.max_positions`.
             ends: tokens that end a text; none means the end-of-document token.
+            begin: put the begin-of-document token before a prompt.
             dtype: of weights, products and cache; none means the platform's (see above).
 
         Raises:
@@ -143,6 +145,7 @@ class Generator:
         dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
         self.tokenizer = tokenizer
         self.ends = ends
+        self.begin = begin
         self.continues = config.architecture == "decoder"
         """A text goes on from its prompt, and shares its room; an encoder's prompt is another text."""
         self.programs: dict[tuple[Any, ...], Any] = {}
@@ -214,7 +217,7 @@ class Generator:
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of prompts, as `tokens` takes them."""
-        return [prompt_ids(self._model.config, self.tokenizer, prompt) for prompt in prompts]
+        return [prompt_ids(self._model.config, self.tokenizer, prompt, self.begin) for prompt in prompts]
 
     def before(self, prompt: Sequence[int]) -> Sequence[int]:
         """The tokens that the new ones of this row follow."""

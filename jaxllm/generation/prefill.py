@@ -20,11 +20,13 @@ SMALLEST_BUCKET = 16
 """Tokens to which the shortest prompts are padded."""
 
 
-def prompt_ids(config: TransformerConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The beginning of a document for a decoder; for an encoder a whole text, as in training."""
+def prompt_ids(config: TransformerConfig, tokenizer: Tokenizer, prompt: str, begin: bool = True) -> list[int]:
+    """The beginning of a document for a decoder, after the token that begins one if it is to `begin` so or if it has no
+    other; for an encoder a whole text, as in training.
+    """
     ids = tokenizer.encode(prompt)
     if config.architecture == "decoder":
-        return [tokenizer.bos_id, *ids]
+        return [tokenizer.bos_id, *ids] if begin or not ids else ids
     return [*[tokenizer.bos_id] * (tokenizer.bos_id != tokenizer.eos_id), *ids, tokenizer.eos_id]
 
 

@@ -24,6 +24,9 @@ from jaxllm.sharding.rules import spec
 MOST_NAMES = 20
 """Of tensors that are listed in a message."""
 
+HEADS = ("lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight", "embed_out.weight")
+"""Names of heads, which are stored though they are the embedding too."""
+
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -112,7 +115,11 @@ def load(
         mesh: of explicit axes.
         dtype: of the parameters.
         tell: is called with the numbers of parameters that are done.
+
+    Raises:
+        UserError: the head has a tensor of its own, which `config.json` denies.
     """
+    _check_tied(published, conversion)
     table = parameter_table(conversion.config)
     leaves: dict[str, jax.Array] = {}
     done = 0
@@ -128,6 +135,20 @@ def load(
             done += int(np.prod(tensor.shape))
             tell(done)
     return nest({path: leaves[path] for path in table})
+
+
+def _check_tied(published: Published, conversion: Conversion) -> None:
+    """A head that is the embedding is often stored once more; then it must be the same."""
+    stored = [name for name in HEADS if name in published.tensors and name not in conversion.tensors]
+    if not stored or not conversion.config.tied_embeddings:
+        return
+    [embedding] = (n for n, tensor in conversion.tensors.items() if tensor.rule.ours == "embedding/tokens")
+    for head in stored:
+        if not np.array_equal(published.read(head), published.read(embedding)):
+            raise UserError(
+                f"'{published.path}': '{head}' differs from '{embedding}', and config.json says that they are one: set "
+                "tie_word_embeddings to false there, or leave the tensor out"
+            )
 
 
 def _of_place(leaf: Param, places: int) -> P:

@@ -20,7 +20,7 @@ FILES = (
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "generation_config.json"),
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
-"""What is kept beside the weights, as it is."""
+"""What is kept beside the weights, as it is, with further chat templates in a folder of their own."""
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of safetensors that are read and written."""
@@ -47,8 +47,14 @@ def open_folder(folder: Path) -> Published:
         with _opened(path) as file:
             return np.asarray(file.get_tensor(name)).view(np.dtype(tensor.dtype))
 
-    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-    return Published(folder, config, tensors, read, files)
+    return Published(folder, config, tensors, read, files_of(folder))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a model's folder holds beside its weights and `config.json`, by name."""
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
+    there = [folder / name for name in FILES if (folder / name).is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in (*there, *templates)}
 
 
 def _json(path: Path) -> Any:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxllm.interop.gguf.header import Header
 from jaxllm.interop.gguf.tokenizer import tokenizer_files
 from jaxllm.interop.gguf.vocabulary import tokenizer_metadata
@@ -24,5 +26,7 @@ def hugging_face_files(files: Mapping[str, bytes], config: Mapping[str, Any]) ->
     if "tokenizer.json" in files or "tokenizer.model" not in files:
         return dict(files)
     metadata = tokenizer_metadata(files, config)
+    numbers = {key: np.asarray(metadata[key]) for key in ("tokenizer.ggml.token_type", "tokenizer.ggml.scores")}
+    metadata |= {**numbers, "general.architecture": "llama"}
     made = tokenizer_files(Header(Path("tokenizer.model"), metadata, {}), config.get("max_position_embeddings", 0))
     return {**made, **files}

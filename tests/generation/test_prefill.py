@@ -104,6 +104,8 @@ def test_a_prompt_is_a_whole_text_to_an_encoder_and_the_beginning_of_one_to_a_de
     begin, end = tokenizer.bos_id, tokenizer.eos_id
     assert prompt_ids(CONFIGS["t5"], tokenizer, "the fox") == [begin, *ids, end]
     assert prompt_ids(LLAMA, tokenizer, "the fox") == [begin, *ids]
+    assert prompt_ids(LLAMA, tokenizer, "the fox", begin=False) == ids
+    assert prompt_ids(LLAMA, tokenizer, "", begin=False) == [begin]
 
     class WithoutBegin(Vocabulary):
         bos_id = 2

@@ -102,6 +102,20 @@ def test_copies_of_tied_tensors_and_buffers_are_ignored(name):
     assert plan_import(model).tensors == plan_import(published(name)).tensors
 
 
+@pytest.mark.parametrize(("name", "head"), [("gemma2", "lm_head.weight"), ("t5", "lm_head.weight")])
+def test_a_head_that_config_denies_is_refused_unless_it_is_the_embedding(name, head):
+    def with_head(change):
+        def add(arrays):
+            table = next(x for n, x in arrays.items() if n.endswith(("embed_tokens.weight", "shared.weight")))
+            return arrays | {head: table + change}
+
+        return loaded(changed(name, add))
+
+    assert_equal(with_head(0), loaded(published(name)))
+    with pytest.raises(UserError, match=f"'model': '{head}' differs from .* set tie_word_embeddings to false there"):
+        with_head(np.float32(1))
+
+
 def test_the_type_is_that_of_all_tensors_or_float32():
     def typed(*types):
         def change(arrays):

@@ -50,6 +50,13 @@ def test_a_folder_is_read_as_it_was_written(folder):
         assert (read.dtype, read.tobytes()) == (array.dtype, array.tobytes())
 
 
+def test_further_chat_templates_are_files_of_the_model(folder, tmp_path):
+    files = {**open_folder(folder).files, "additional_chat_templates/tool_use.jinja": b"{{ tools }}"}
+    write_folder(tmp_path / "other", CONFIG, entries(), files)
+    (tmp_path / "other" / "additional_chat_templates" / "notes.txt").write_text("none")
+    assert open_folder(tmp_path / "other").files == files
+
+
 def test_the_library_reads_what_is_written_in_one_file_or_several(folder, shards):
     there = load_file(folder / SINGLE)
     assert there.keys() == ARRAYS.keys()

@@ -47,7 +47,7 @@ def tokenizer_metadata(files: Mapping[str, bytes], config: Mapping[str, Any]) ->
     if "tokenizer.json" in files:
         metadata, tokens = _hugging_face(files, named)
     elif "tokenizer.model" in files:
-        metadata, tokens = _sentencepiece(files["tokenizer.model"])
+        metadata, tokens = _sentencepiece(files["tokenizer.model"], named)
     else:
         raise UserError("the model has no tokenizer.json or tokenizer.model: a GGUF file must hold its tokenizer")
     size = config["vocab_size"]
@@ -141,7 +141,7 @@ def _ranks(merges: list[Any]) -> dict[str, int]:
     return ranks
 
 
-def _sentencepiece(model: bytes) -> tuple[dict[str, Any], dict[int, Token]]:
+def _sentencepiece(model: bytes, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, Token]]:
     proto = importlib.import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
     try:
         proto.ParseFromString(model)
@@ -154,8 +154,8 @@ def _sentencepiece(model: bytes) -> tuple[dict[str, Any], dict[int, Token]]:
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
-        "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_bos_token": named.get("add_bos_token", proto.trainer_spec.bos_id >= 0),
+        "tokenizer.ggml.add_eos_token": named.get("add_eos_token", False),
     }
     ids = {"bos": proto.trainer_spec.bos_id, "eos": proto.trainer_spec.eos_id, "padding": proto.trainer_spec.pad_id}
     metadata |= {f"tokenizer.ggml.{role}_token_id": i for role, i in ids.items() if i >= 0}
