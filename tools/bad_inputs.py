@@ -1,6 +1,6 @@
 """Hands `jaxllm` bad input of every kind, each in a process of its own, and prints what it says as a Markdown table.
 
-    python tools/bad_inputs.py               # about 3 minutes
+    python tools/bad_inputs.py               # about 4 minutes
     python tools/bad_inputs.py parquet disk  # only the cases with one of these words in their names
 
 Each case must end with status 2 and one message, without a traceback; every file that was there must be as it was,
@@ -20,6 +20,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from _bad_models import Case, model_cases
 
 RECIPE = """
 from jaxllm.config import *
@@ -43,9 +45,6 @@ def recipe() -> RunConfig:
 """
 WORDS = ["def", "class", "return", "self", "value", "name", "index", "for", "while", "None", "import"]
 PROGRAM = (sys.executable, "-c", "import sys; from jaxllm.cli.main import main; sys.exit(main())")
-
-Case = tuple[str, Callable[[], Sequence[str]]]
-"""What is wrong, and a function that arranges it in the current folder and returns the words after `jaxllm`."""
 
 
 def train(*options: str) -> Callable[[], Sequence[str]]:
@@ -206,6 +205,10 @@ def run_cases() -> Iterator[Case]:
     yield "prompt longer than the positions", lambda: ["generate", "run", "def class " * 60]
     yield "sampling setting out of its range", lambda: ["generate", "run", "def", "--top-p", "1.5"]
     yield "seed that is negative", lambda: ["generate", "run", "def", "--seed", "-1"]
+    yield "imported model on a full disk", mounted("size=64k", "import", "hf", "small/ours")
+    yield "imported model on a read-only disk", mounted("ro", "import", "hf", "small/ours")
+    yield "exported model on a full disk", mounted("size=16k", "export", "run", "small/hf")
+    yield "exported GGUF file on a full disk", mounted("size=16k", "export", "run", "small/model.gguf")
 
 
 KEEPS_A_RUN = {"loss that is not finite"}
@@ -216,7 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only the cases with one of these in their names")
     options = parser.parse_args()
-    cases = [*configuration_cases(), *data_cases(), *run_cases()]
+    cases = [*configuration_cases(), *data_cases(), *run_cases(), *model_cases()]
     wanted = [case for case in cases if not options.words or any(word in case[0] for word in options.words)]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as root:
@@ -233,7 +236,7 @@ def main() -> int:
 
 
 def prepare(good: Path) -> None:
-    """A folder with a recipe, its texts and caches, a finished run, and another tokenizer."""
+    """A folder with a recipe, its texts and caches, a finished run, what is exported of it, and another tokenizer."""
     (good / "texts").mkdir(parents=True)
     for i in range(20):
         choose = random.Random(i)
@@ -243,6 +246,8 @@ def prepare(good: Path) -> None:
     for argv in (
         ["train", "recipe.py", "--output", "run"],
         ["tokenizer", "--out", "other.model", "--sources", "text:texts", "--vocab-size", "310"],
+        ["export", "run", "hf"],
+        ["export", "run", "good.gguf"],
     ):
         ran = jaxllm(argv, good)
         if ran.returncode != 0:

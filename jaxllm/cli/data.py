@@ -14,6 +14,7 @@ def run(argv: list[str]) -> int:
 
     config = load_run(argv, "jaxllm data")
     from jaxllm.data.corpus import prepare_corpus
+    from jaxllm.data.frequencies import unigram_loss
     from jaxllm.data.loader import Loader, loader_speed
 
     corpus = prepare_corpus(config.data, config.tokenizer, progress=True)
@@ -21,6 +22,7 @@ def run(argv: list[str]) -> int:
     loader = Loader(corpus, config.data, rows, config.seed, config.objective, start)
     report = corpus.report
     table = Table("", "", title=f"Data of '{config.name}'", show_header=False)
+    unigrams = unigram_loss(loader)
     too_long = f", {loader.left_out:,} pairs longer than a row" if loader.left_out else ""
     for name, value in (
         ("documents", f"{report.documents:,}, of which {report.held_out:,} held out"),
@@ -30,6 +32,7 @@ def run(argv: list[str]) -> int:
         ("vocabulary", f"{corpus.tokenizer.vocab_size:,} pieces, {report.bytes_per_token:.3f} bytes a token"),
         ("rows", f"{sum(map(len, loader.plans)):,} of {loader.sequence_length:,}"),
         ("packing efficiency", f"{loader.packing_efficiency:.2%}"),
+        ("unigrams", "nothing is held out" if unigrams is None else f"loss {unigrams:.4f}, by frequencies alone"),
         ("loader alone", f"{loader_speed(loader):,.0f} tokens/s"),
         ("tokenizer", str(corpus.tokenizer_path)),
     ):

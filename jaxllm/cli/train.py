@@ -141,20 +141,20 @@ def _open_data(config: RunConfig, tokenizer: TokenizerConfig, processes: Process
 
 
 def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "Report", processes: Processes) -> None:
-    """Continues the prompts of the run, in the first process."""
+    """Continues the prompts of the run, or has them answered, in the first process."""
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
     from jaxllm.sharding.placement import fetched
 
     prompts, length = config.eval.prompts, config.eval.sample_tokens
-    if not prompts or not length or config.model.architecture != "decoder":
+    if not prompts or not length or config.model.architecture == "encoder":
         return
     params = fetched(params, keep=processes.is_first)
     if params is not None:
         generator = Generator(config.model, params, tokenizer, begin=config.tokenizer.begins_prompts)
         samples = generator.generate(prompts, length, SamplingConfig(temperature=0.8, top_p=0.95))
         for prompt, sample in zip(prompts, samples, strict=True):
-            report.say(f"\nsample of {prompt!r}:\n{prompt}{sample.text}")
+            report.say(f"\nsample of {prompt!r}:\n{prompt if generator.continues else ''}{sample.text}")
 
 
 def _check_equal(config: RunConfig, options: Options, processes: Processes) -> None:

@@ -22,11 +22,12 @@ SMALLEST_BUCKET = 16
 
 def prompt_ids(config: TransformerConfig, tokenizer: Tokenizer, prompt: str, begin: bool = True) -> list[int]:
     """The beginning of a document for a decoder, after the token that begins one if it is to `begin` so or if it has no
-    other; for an encoder a whole text, as in training.
+    other; for an encoder a whole text, as in training, in which `<extra_id_0>` and `<mask>` are what they spell.
     """
-    ids = tokenizer.encode(prompt)
     if config.architecture == "decoder":
+        ids = tokenizer.encode(prompt)
         return [tokenizer.bos_id, *ids] if begin or not ids else ids
+    ids = tokenizer.encode_with_specials(prompt)
     return [*[tokenizer.bos_id] * (tokenizer.bos_id != tokenizer.eos_id), *ids, tokenizer.eos_id]
 
 

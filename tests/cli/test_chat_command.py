@@ -233,7 +233,9 @@ def test_ctrl_c_ends_a_script(folder, capsys, monkeypatch):
 
 def test_a_real_terminal_edits_lines_and_ctrl_c_at_its_prompt_ends_the_command(folder):
     outer, inner = pty.openpty()
-    code = "import sys; from jaxllm.cli.main import main; sys.exit(main())"
+    # A background job's children ignore Ctrl-C.
+    listens = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listens}; from jaxllm.cli.main import main; sys.exit(main())"
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), inner)
     process = subprocess.Popen([sys.executable, "-c", code, "chat", str(folder)], **streams)
     os.close(inner)

@@ -40,6 +40,7 @@ def test_it_prepares_the_recipe_and_reports_documents_packing_and_speed(recipe, 
     assert re.search(r"dropped\W+1 duplicates, 0 empty", printed)
     assert re.search(r"rows\W+\d+ of 32", printed)
     assert re.search(r"packing efficiency\W+9\d\.\d\d%", printed)
+    assert re.search(r"unigrams\W+loss \d\.\d{4}, by frequencies alone", printed)
     assert re.search(r"loader alone\W+123,456 tokens/s", printed)
 
 

@@ -1,0 +1,65 @@
+"""A small BART on this Python's standard library, in minutes and without an accelerator: it writes a text of which
+its encoder sees a part.
+
+    jaxllm train configs/pretrain/bart_small.py
+"""
+
+from jaxllm.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    return RunConfig(
+        name="bart_small",
+        model=TransformerConfig(
+            architecture="encoder_decoder",
+            vocab_size=4096,
+            width=256,
+            layers=3,
+            heads=4,
+            kv_heads=4,
+            head_dim=64,
+            ffn=1024,
+            max_positions=512,
+            norm="layer",
+            norm_place="post",
+            embedding_norm=True,
+            mlp="gelu_erf",
+            positions="learned",
+            position_offset=2,
+            attention_bias="all",
+            mlp_bias=True,
+            head_bias=True,
+            start_token=2,
+        ),
+        data=DataConfig(sequence_length=256),
+        tokenizer=TokenizerConfig(vocab_size=4096, extra_tokens=("<mask>",)),
+        objective=ObjectiveConfig(kind="infilling"),
+        optimizer=OptimizerConfig(
+            kind="muon",
+            learning_rate=4e-3,
+            adam_learning_rate=0.003,
+            b1=0.95,
+            weight_decay=0.05,
+            schedule=ScheduleConfig(kind="wsd", warmup_steps=50, final_fraction=0.0, decay_fraction=0.5),
+        ),
+        train=TrainConfig(steps=600, batch_size=16),
+        checkpoint=CheckpointConfig(every=200),
+        eval=EvalConfig(
+            every=100,
+            max_tokens=100_000,
+            prompts=("def __init__(self, <mask>):\n        self.name = name\n",),
+            sample_tokens=32,
+        ),
+    )

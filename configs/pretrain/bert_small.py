@@ -1,0 +1,60 @@
+"""A small BERT on this Python's standard library, in minutes and without an accelerator: it fills in hidden words.
+
+jaxllm train configs/pretrain/bert_small.py
+"""
+
+from jaxllm.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    return RunConfig(
+        name="bert_small",
+        model=TransformerConfig(
+            architecture="encoder",
+            vocab_size=4096,
+            width=256,
+            layers=4,
+            heads=4,
+            kv_heads=4,
+            head_dim=64,
+            ffn=1024,
+            max_positions=512,
+            norm="layer",
+            norm_eps=1e-12,
+            norm_place="post",
+            embedding_norm=True,
+            mlp="gelu_erf",
+            positions="learned",
+            attention_bias="all",
+            mlp_bias=True,
+            head_transform=True,
+            head_bias=True,
+            token_types=2,
+        ),
+        data=DataConfig(sequence_length=256),
+        tokenizer=TokenizerConfig(vocab_size=4096, extra_tokens=("<mask>",)),
+        objective=ObjectiveConfig(kind="masked", whole_words=True),
+        optimizer=OptimizerConfig(
+            kind="muon",
+            learning_rate=4e-3,
+            adam_learning_rate=0.003,
+            b1=0.95,
+            weight_decay=0.05,
+            schedule=ScheduleConfig(kind="wsd", warmup_steps=50, final_fraction=0.0, decay_fraction=0.5),
+        ),
+        train=TrainConfig(steps=600, batch_size=16),
+        checkpoint=CheckpointConfig(every=200),
+        eval=EvalConfig(every=100, max_tokens=100_000),
+    )

@@ -1,0 +1,60 @@
+"""A small T5 v1.1 on this Python's standard library, in minutes and without an accelerator: it writes what its encoder
+does not see.
+
+    jaxllm train configs/pretrain/t5_small.py
+"""
+
+from jaxllm.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    return RunConfig(
+        name="t5_small",
+        model=TransformerConfig(
+            architecture="encoder_decoder",
+            vocab_size=4096,
+            width=256,
+            layers=3,
+            heads=4,
+            kv_heads=4,
+            head_dim=64,
+            ffn=640,
+            max_positions=512,
+            norm_eps=1e-6,
+            mlp="geglu",
+            positions="relative",
+            attention_scale=1.0,
+            tied_embeddings=False,
+        ),
+        data=DataConfig(sequence_length=256),
+        tokenizer=TokenizerConfig(vocab_size=4096, extra_tokens=tuple(f"<extra_id_{i}>" for i in range(16))),
+        objective=ObjectiveConfig(kind="span_corruption"),
+        optimizer=OptimizerConfig(
+            kind="muon",
+            learning_rate=4e-3,
+            adam_learning_rate=0.01,
+            b1=0.95,
+            weight_decay=0.05,
+            schedule=ScheduleConfig(kind="wsd", warmup_steps=20, final_fraction=0.0, decay_fraction=0.5),
+        ),
+        train=TrainConfig(steps=600, batch_size=16),
+        checkpoint=CheckpointConfig(every=200),
+        eval=EvalConfig(
+            every=100,
+            max_tokens=100_000,
+            prompts=("def __init__(self, <extra_id_0>):\n        self.name = name\n",),
+            sample_tokens=16,
+        ),
+    )
