@@ -2,6 +2,10 @@
 its encoder sees a part.
 
     jaxllm train configs/pretrain/bart_small.py
+
+Hardware: any machine with 2 cores. Cost: 17 minutes of training on an EPYC with AVX-512 that had other work to do,
+2.4 s a step. Result: a held-out loss of 2.92 on the tokens of the whole text, where their frequencies alone give 6.77
+(`jaxllm data`).
 """
 
 from jaxllm.config import (
@@ -42,6 +46,7 @@ def recipe() -> RunConfig:
             mlp_bias=True,
             head_bias=True,
             start_token=2,
+            init_std=0.06,
         ),
         data=DataConfig(sequence_length=256),
         tokenizer=TokenizerConfig(vocab_size=4096, extra_tokens=("<mask>",)),
@@ -49,13 +54,13 @@ def recipe() -> RunConfig:
         optimizer=OptimizerConfig(
             kind="muon",
             learning_rate=4e-3,
-            adam_learning_rate=0.003,
+            adam_learning_rate=0.01,
             b1=0.95,
             weight_decay=0.05,
             schedule=ScheduleConfig(kind="wsd", warmup_steps=50, final_fraction=0.0, decay_fraction=0.5),
         ),
-        train=TrainConfig(steps=600, batch_size=16),
-        checkpoint=CheckpointConfig(every=200),
+        train=TrainConfig(steps=400, batch_size=16),
+        checkpoint=CheckpointConfig(every=100),
         eval=EvalConfig(
             every=100,
             max_tokens=100_000,

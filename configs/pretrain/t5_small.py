@@ -2,6 +2,9 @@
 does not see.
 
     jaxllm train configs/pretrain/t5_small.py
+
+Hardware: any machine with 2 cores. Cost: 9 minutes of training on an EPYC with AVX-512, 1.3 s a step. Result: a
+held-out loss of 4.62 on the tokens of the spans, where their frequencies alone give 6.27 (`jaxllm data`).
 """
 
 from jaxllm.config import (
@@ -49,8 +52,8 @@ def recipe() -> RunConfig:
             weight_decay=0.05,
             schedule=ScheduleConfig(kind="wsd", warmup_steps=20, final_fraction=0.0, decay_fraction=0.5),
         ),
-        train=TrainConfig(steps=600, batch_size=16),
-        checkpoint=CheckpointConfig(every=200),
+        train=TrainConfig(steps=400, batch_size=16),
+        checkpoint=CheckpointConfig(every=100),
         eval=EvalConfig(
             every=100,
             max_tokens=100_000,

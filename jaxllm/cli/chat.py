@@ -43,6 +43,9 @@ class Command:
     """The checkpoint, or the one with the lowest held-out loss; none means the latest."""
     ema: bool = True
     """Take the moving average of the parameters where the run keeps one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and products; auto is float32 on CPU and bfloat16 elsewhere. On a CPU that multiplies it in hardware
+    bfloat16 is faster and takes half the memory."""
 
 
 def run(argv: list[str]) -> int:
@@ -91,7 +94,8 @@ def _conversation(command: Command) -> "Conversation":
     info.check_tokenizer(tokenizer.fingerprint, path)
     ends = recommended(folder).ends or {tokenizer.eos_id}
     end = end_of_turn(template, tokenizer)
-    generator = Generator(config.model, params, tokenizer, ends=ends if end is None else ends | {end})
+    dtype = None if command.dtype == "auto" else command.dtype
+    generator = Generator(config.model, params, tokenizer, ends=ends if end is None else ends | {end}, dtype=dtype)
     return Conversation(
         generator,
         template,

@@ -48,6 +48,9 @@ class Command:
     """The checkpoint, or the one with the lowest held-out loss; none means the latest."""
     ema: bool = True
     """Take the moving average of the parameters where the run keeps one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and products; auto is float32 on CPU and bfloat16 elsewhere. On a CPU that multiplies it in hardware
+    bfloat16 is faster and takes half the memory."""
 
 
 def run(argv: list[str]) -> int:
@@ -77,7 +80,12 @@ def run(argv: list[str]) -> int:
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)
     generator = Generator(
-        config.model, params, tokenizer, ends=recommended(folder).ends, begin=config.tokenizer.begins_prompts
+        config.model,
+        params,
+        tokenizer,
+        ends=recommended(folder).ends,
+        begin=config.tokenizer.begins_prompts,
+        dtype=None if command.dtype == "auto" else command.dtype,
     )
     del params
     generator.check(prompts, command.max_new_tokens, command.stop)

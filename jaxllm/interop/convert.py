@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxllm.common.trees import Tree, nest
 from jaxllm.config import TransformerConfig, UserError, from_dict, to_dict
 from jaxllm.interop.families import FAMILIES, Family, family_of
 from jaxllm.interop.published import Published, Tensor
-from jaxllm.interop.rules import Named, join, misfits, named, split
+from jaxllm.interop.rules import Named, contiguous, join, misfits, named, split
 from jaxllm.interop.settings import Settings
 from jaxllm.models.table import Param, parameter_table
 from jaxllm.sharding.rules import spec
@@ -164,7 +164,7 @@ def _zeros(shape: tuple[int, ...], dtype: str, sharding: NamedSharding) -> Calla
 def _placed(part: np.ndarray, dtype: str, sharding: NamedSharding) -> jax.Array:
     """`part` on the devices, each of which is given its own piece in its final type and in one run of memory."""
     return jax.make_array_from_callback(
-        part.shape, sharding, lambda index: np.ascontiguousarray(part[index].astype(dtype, copy=False))
+        part.shape, sharding, lambda index: contiguous(part[index].astype(dtype, copy=False))
     )
 
 
@@ -214,6 +214,8 @@ WITHOUT_EFFECT = {"init_std", "dropout", "router_loss", "start_token", "max_posi
 
 def _lost(config: TransformerConfig, family: Family) -> list[str]:
     """Fields of `config` that do not survive a family's `config.json`, with their values."""
+    if config.architecture == "encoder_decoder" and config.encoder_layers is None:
+        config = replace(config, encoder_layers=config.layers)
     table = parameter_table(config)
     if strange := misfits(family.rules(config), table):
         return sorted(strange)

@@ -16,7 +16,8 @@ RECIPES = {path.stem: path for path in (ROOT / "configs/pretrain").glob("*.py")}
 RECIPES |= {f"scale_{path.stem}": path for path in (ROOT / "configs/scale").glob("*.py")}
 QUICKSTART = str(RECIPES["quickstart"])
 
-DEVICES = {"quickstart": 1, "stdlib_25m": 1, "gpt2_124m": 8, "llama_1b": 8, "llama2_7b": 64, "llama3_8b": 128}
+DEVICES = dict.fromkeys(("quickstart", "stdlib_25m", "bert_small", "t5_small", "bart_small"), 1)
+DEVICES |= {"gpt2_124m": 8, "llama_1b": 8, "llama2_7b": 64, "llama3_8b": 128}
 DEVICES |= {"scale_llama2_70b": 512, "scale_decoder_16b": 256, "scale_llama3_70b": 256}
 """The smallest machine that each recipe's docstring names."""
 

@@ -54,7 +54,8 @@ def recipe(tmp_path_factory):
 
 def start(recipe, *argv):
     """`jaxllm train` on one device, in a process of its own."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAXLLM_CACHE": str(recipe.parent / "cache")}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last one counts
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAXLLM_CACHE": str(recipe.parent / "cache")}
     program = "import sys; from jaxllm.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "train", *map(str, argv)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

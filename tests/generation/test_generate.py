@@ -164,6 +164,7 @@ def test_bfloat16_weights_and_cache_give_nearly_the_same_logits(tokenizer):
     generator = Generator(LLAMA, params, tokenizer, dtype=jnp.bfloat16)
     prompt = PROMPTS[1]
     [[token]] = rows_of(generator.tokens([prompt], 1, GREEDY))
+    assert {name[1] for name in generator.programs} == {2}  # a lone row has a twin
     exact = full_logits(LLAMA, params, prompt)[-1]
     assert exact[token] > jnp.max(exact) - 0.05 * jnp.std(exact) * jnp.sqrt(LLAMA.vocab_size)
     state = jax.eval_shape(

@@ -109,7 +109,7 @@ def test_a_prompt_is_a_whole_text_to_an_encoder_and_the_beginning_of_one_to_a_de
 
     class WithoutBegin(Vocabulary):
         bos_id = 2
-        encode = staticmethod(tokenizer.encode)
+        encode_with_specials = staticmethod(tokenizer.encode)
 
     assert prompt_ids(CONFIGS["t5"], WithoutBegin(), "the fox") == [*ids, 2]
 

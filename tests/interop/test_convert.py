@@ -186,6 +186,7 @@ def test_the_first_family_that_can_express_a_configuration_is_chosen():
     assert first == {"LLAMA3_8B": "llama", "GEMMA3_1B": "gemma3_text"}
     assert choose_family(replace(presets.LLAMA3_8B, sliding_window=8), None).model_type == "mistral"
     assert choose_family(presets.LLAMA3_8B, "mistral").model_type == "mistral"
+    assert choose_family(replace(presets.BART_BASE, encoder_layers=None), None).model_type == "bart"
 
 
 def test_it_is_explained_why_no_family_can():

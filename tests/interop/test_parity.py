@@ -22,7 +22,6 @@ from jaxllm.objectives.token_loss import token_loss
 from jaxllm.sharding.mesh import make_mesh
 from tests.interop.reference import FIXTURES, IGNORED, SEEDS
 from tests.interop.tiny import NAMES, published
-from tests.quick import QUICK
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -99,7 +98,7 @@ def pooled_loss_with_states(model: Transformer, params: Tree, batch: Tree) -> tu
     return -jnp.mean(jnp.take_along_axis(logits, batch["labels"][:, None], axis=-1)), [hidden]
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def outcome(config: TransformerConfig, params: Tree, batch: Tree) -> dict[str, Any]:
     """In one program."""
     loss_with_states = token_loss_with_states if "targets" in batch else pooled_loss_with_states

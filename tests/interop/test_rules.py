@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config import TransformerConfig
-from jaxllm.interop.rules import Rule, join, misfits, named, split
+from jaxllm.interop.rules import Rule, contiguous, join, misfits, named, split
 from jaxllm.models.table import Param, parameter_table
 
 TABLE = {
@@ -72,3 +72,12 @@ def test_a_tensor_may_be_placed_with_other_axes_than_the_tables():
     (ours,) = split(rule, table, theirs)
     assert ours.shape == table["layers/attention/key/kernel"].shape[1:]
     np.testing.assert_array_equal(join(rule, table, [ours]), theirs)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (0, 2, 1)])
+def test_a_view_becomes_one_run_of_memory(axes):
+    view = np.arange(3 * 40 * 35).reshape(3, 40, 35).transpose(axes)[:, 1:]
+    made = contiguous(view)
+    assert made.flags.c_contiguous
+    np.testing.assert_array_equal(made, view)
+    np.testing.assert_array_equal(contiguous(view[0, 0]), view[0, 0])

@@ -14,7 +14,6 @@ from jaxllm.models.block import Memory
 from jaxllm.models.cache import Cache, empty_cache
 from jaxllm.models.transformer import Output, Transformer, decode, encode, memory_cache, per_layer
 from tests.models.small import parameters
-from tests.quick import QUICK
 
 DECODER = TransformerConfig(
     vocab_size=31,
@@ -60,12 +59,12 @@ random = np.random.default_rng(0)
 TOKENS, READ = (jnp.asarray(random.integers(0, DECODER.vocab_size, (B, n)), jnp.int32) for n in (T, S))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def encoded(config: TransformerConfig, params: Tree, tokens: jax.Array = READ, **named: jax.Array) -> jax.Array:
     return encode(Transformer(config), params, tokens, **named).hidden
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def decoded(config: TransformerConfig, params: Tree, tokens: jax.Array = TOKENS, **named: Tree) -> Output:
     return decode(Transformer(config), params, tokens, **named)
 

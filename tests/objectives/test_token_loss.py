@@ -16,7 +16,6 @@ from jaxllm.models.heads import head_logits
 from jaxllm.models.transformer import Transformer, decode, encode
 from jaxllm.objectives.token_loss import hidden_states, token_loss
 from tests.models.small import parameters
-from tests.quick import QUICK
 
 DECODER = TransformerConfig(
     vocab_size=31, width=16, layers=2, heads=4, kv_heads=2, head_dim=6, ffn=24, max_positions=16, init_std=0.3
@@ -91,7 +90,7 @@ def test_the_loss_and_its_gradient_are_those_over_all_logits(kind):
         nll, balance = plain(kind, config, params, batch)
         return nll + balance, nll
 
-    both = (jax.jit(jax.value_and_grad(f, has_aux=True), compiler_options=QUICK)(params) for f in (ours, expected))
+    both = (jax.jit(jax.value_and_grad(f, has_aux=True))(params) for f in (ours, expected))
     ((total, (weight, metrics)), gradients), ((whole, nll), wanted) = both
     np.testing.assert_allclose(total, whole, rtol=1e-5)
     np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
@@ -100,7 +99,7 @@ def test_the_loss_and_its_gradient_are_those_over_all_logits(kind):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def routers(config: TransformerConfig, params: Tree, batch: Tree) -> jax.Array | None:
     return hidden_states(Transformer(config), params, batch, None).router
 

@@ -34,7 +34,8 @@ class Started:
         (root / "config.json").write_text(json.dumps(to_dict(config)))
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": os.getcwd()}
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
+        flags = {"XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
         flags["JAXLLM_CACHE"] = str(Path(config.data.cache_dir or "").with_name("programs"))
         self.root, self.all = root, []
         for i in range(processes):
