@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,7 +102,9 @@ def _published_config(folder: Path, model: TransformerConfig, wanted: str | None
         names = named_tensors(model, family)
         if wanted in (None, family.model_type) and family.read(Settings(values, str(source), names)) == model:
             return family, values
-    family = choose_family(model, wanted)
     tokenizer = load_tokenizer(saved_tokenizer(folder))
+    if model.architecture == "encoder_decoder" and model.start_token is None:
+        model = replace(model, start_token=tokenizer.pad_id)
+    family = choose_family(model, wanted)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
     return family, {**ids, **family.write(model), "model_type": family.model_type}

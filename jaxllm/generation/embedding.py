@@ -48,11 +48,11 @@ def published_pooling(folder: Path) -> Pooling:
     """What sentence-transformers' files in a model folder say; the mean, normalised, where there are none.
 
     Raises:
-        UserError: a way of pooling that is not known.
+        UserError: a way of pooling that is not known, or a file that cannot be read.
     """
     modules, pooling, sizes = (
-        json.loads((folder / name).read_bytes()) if (folder / name).is_file() else None
-        for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+        _read(folder / name, kind)
+        for name, kind in (("modules.json", list), ("1_Pooling/config.json", dict), ("sentence_bert_config.json", dict))
     )
     if pooling is None:
         return Pooling()
@@ -62,7 +62,27 @@ def published_pooling(folder: Path) -> Pooling:
         raise UserError(f"'{folder}/1_Pooling/config.json' asks for {chosen}: one of {', '.join(kinds)} would do")
     normalises = any(str(module.get("type", "")).endswith("Normalize") for module in modules or ())
     longest = (sizes or {}).get("max_seq_length")
+    if longest is not None and type(longest) is not int:
+        where = f"'{folder}/sentence_bert_config.json': max_seq_length"
+        raise UserError(f"{where} = {longest!r:.40}: expected a whole number")
     return Pooling(kind=kinds[chosen[0]], normalise=normalises, max_tokens=longest)
+
+
+def _read(path: Path, kind: type) -> Any:
+    """What a file holds; none where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"'{path}' is not JSON: {error}") from None
+    parts = content if isinstance(content, list) else [content]
+    if not isinstance(content, kind) or not all(isinstance(part, dict) for part in parts):
+        wanted = "a list of objects" if kind is list else "an object"
+        raise UserError(f"'{path}': expected {wanted}, got {content!r:.60}")
+    return content
 
 
 class Embedder:

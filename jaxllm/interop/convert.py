@@ -77,7 +77,7 @@ def plan_import(published: Published) -> Conversion:
             f"the tensors of '{published.path}' are not those of its config.json ({family.model_type}):\n  "
             + "\n  ".join(mistakes)
         )
-    kinds = {published.tensors[name].dtype for name in there.values()}
+    kinds = {published.tensors[there[name]].dtype for name in wanted}
     dtype = next(iter(kinds)) if len(kinds) == 1 else "float32"
     return Conversion(config, family, {there[name]: tensor for name, tensor in wanted.items()}, dtype)
 
@@ -208,7 +208,7 @@ def named_tensors(config: TransformerConfig, family: Family) -> frozenset[str]:
     return frozenset(tensor.name for tensor in named(family.rules(config), parameter_table(config)))
 
 
-WITHOUT_EFFECT = {"init_std", "dropout", "router_loss", "start_token", "max_positions"}
+WITHOUT_EFFECT = {"init_std", "dropout", "router_loss", "max_positions"}
 """Fields that change nothing that a trained model computes."""
 
 

@@ -72,11 +72,12 @@ class Settings:
         """Whether a tensor has `part` in its name."""
         return any(part in name for name in self.tensors)
 
-    def mlp(self, key: str, kinds: Mapping[str, str]) -> Any:
-        """The MLP, of `PLAIN` or `GATED`, whose activation `key` names."""
-        if self[key] not in kinds:
+    def mlp(self, key: str, kinds: Mapping[str, str], default: str | None = None) -> Any:
+        """The MLP, of `PLAIN` or `GATED`, whose activation `key` names; `default` is the library's, if it has one."""
+        name = self[key] if default is None else self.get(key, default)
+        if not isinstance(name, str) or name not in kinds:
             raise self.refuse(key, f"one of {', '.join(kinds)} would do")
-        return kinds[self[key]]
+        return kinds[name]
 
     def rope(self, fraction: float = 1.0) -> dict[str, Any]:
         """Our fields of the rotation, from the keys of any version; `fraction` where none says what is rotated."""

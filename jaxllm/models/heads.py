@@ -51,14 +51,15 @@ def mean_pooled(hidden_BTD: jax.Array, segments_BT: jax.Array, segments: int) ->
     return sums / jnp.maximum(jnp.sum(of_segment_BTS, axis=1), 1.0)[..., None]
 
 
-def pooled(params: Tree, hidden_BTD: jax.Array) -> jax.Array:
-    """A linear map and tanh over the first token of each row, `[B, D]` (BERT)."""
-    return jnp.tanh(_dense(hidden_BTD[:, 0], params["pooler"]))
+def pooled(params: Tree, first_D: jax.Array) -> jax.Array:
+    """A linear map and tanh over the hidden states `[..., D]` of first tokens (BERT)."""
+    return jnp.tanh(_dense(first_D, params["pooler"]))
 
 
 def label_logits(params: Tree, hidden_BTD: jax.Array, config: TransformerConfig) -> jax.Array:
     """Logits of the labels `[B, Z]` in float32; with one label, the value of a regression."""
-    x = pooled(params, hidden_BTD) if config.pooler else hidden_BTD[:, 0]
+    first_BD = hidden_BTD[:, 0]
+    x = pooled(params, first_BD) if config.pooler else first_BD
     # float32: what a loss compares.
     return _dense(x.astype(jnp.float32), params["classifier"])
 

@@ -189,3 +189,56 @@ def test_t5_has_a_head_of_its_own_where_any_version_of_transformers_says_so(said
     assert config.tied_embeddings == tied
     scaled = said.get("scale_decoder_outputs", said.get("tie_word_embeddings", True))
     assert config.logit_scale == (512**-0.5 if scaled else 1.0)
+
+
+# What transformers would compute otherwise, or not at all
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(presets.MISTRAL_7B, attention_bias="all"),
+        replace(presets.MISTRAL_7B, mlp_bias=True),
+        replace(presets.QWEN2_5_0_5B, mlp_bias=True),
+        replace(presets.QWEN3_0_6B, mlp_bias=True),
+        replace(presets.MIXTRAL_8X7B, attention_bias="all"),
+        replace(presets.GEMMA2_2B, mlp_bias=True),
+        replace(presets.OLMO2_7B, mlp_bias=True),
+        replace(presets.MINILM_L6, pooler=False, labels=3),
+        replace(presets.BART_BASE, tied_embeddings=False),
+    ],
+)
+def test_a_model_that_transformers_would_not_compute_alike_is_not_exported(config):
+    with pytest.raises(UserError, match=r"no family can express this model; the nearest, .* has no way to say \S"):
+        choose_family(config, None)
+
+
+def test_an_mlp_that_no_family_has_is_named():
+    with pytest.raises(UserError, match="t5 cannot express this model: it has no way to say mlp = 'relu2'"):
+        choose_family(replace(presets.T5_SMALL, mlp="relu2"), "t5")
+
+
+def test_keys_that_published_files_leave_out_have_the_defaults_of_the_library():
+    for name, config, keys in (
+        ("t5", presets.T5_SMALL, ("feed_forward_proj", "relative_attention_max_distance", "tie_word_embeddings")),
+        ("gemma2", presets.GEMMA2_2B, ("attn_logit_softcapping", "final_logit_softcapping", "layer_types")),
+        ("roberta", presets.ROBERTA_BASE, ("pad_token_id",)),
+    ):
+        found = settings_of(name, config)
+        values = {key: value for key, value in found.values.items() if key not in keys}
+        assert FAMILIES[name].read(replace(found, values=values)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "changes", "complaint"),
+    [
+        ("bert", presets.MINILM_L6, {"architectures": ["BertForTokenClassification"]}, "heads over the whole text"),
+        ("bert", presets.BERT_BASE, {"tie_word_embeddings": False}, "tie_word_embeddings = False: only True"),
+        ("roberta", presets.ROBERTA_BASE, {"pad_token_id": 3}, "pad_token_id = 3: only 1 is supported"),
+        ("bart", presets.BART_BASE, {"tie_word_embeddings": False}, "tie_word_embeddings = False: only True"),
+        ("llama", presets.LLAMA2_7B, {"hidden_act": ["silu"]}, r"hidden_act = \['silu'\]: one of silu"),
+    ],
+)
+def test_a_setting_that_would_be_computed_otherwise_is_refused(name, config, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        FAMILIES[name].read(settings_of(name, config, **changes))

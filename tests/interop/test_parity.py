@@ -93,7 +93,7 @@ def pooled_loss_with_states(model: Transformer, params: Tree, batch: Tree) -> tu
     """The classification's, or of a pooler alone the mean square."""
     hidden = encode(model, params, batch["tokens"], None, batch["segments"], types_BT=batch["types"]).hidden
     if not model.config.labels:
-        return jnp.mean(jnp.square(pooled(params, hidden))), [hidden]
+        return jnp.mean(jnp.square(pooled(params, hidden[:, 0]))), [hidden]
     logits = jax.nn.log_softmax(label_logits(params, hidden, model.config))
     return -jnp.mean(jnp.take_along_axis(logits, batch["labels"][:, None], axis=-1)), [hidden]
 
@@ -105,7 +105,7 @@ def outcome(config: TransformerConfig, params: Tree, batch: Tree) -> dict[str, A
     mean = functools.partial(loss_with_states, Transformer(config), batch=batch)
     (loss, states), gradients = jax.value_and_grad(mean, has_aux=True)(params)
     if config.labels or config.pooler:
-        logits = label_logits(params, states[-1], config) if config.labels else pooled(params, states[-1])
+        logits = label_logits(params, states[-1], config) if config.labels else pooled(params, states[-1][:, 0])
     else:
         logits = head_logits(params, states[-1], config)
     return {"loss": loss, "gradients": gradients, "logits": logits, "states": states}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxllm.config import TransformerConfig
+from jaxllm.config import TransformerConfig, UserError
 from jaxllm.interop.families.family import Family
 from jaxllm.interop.families.gpt import linear_rules, norm_rules
 from jaxllm.interop.rules import Rule, fields
@@ -21,17 +21,26 @@ NAMES = {
 OFFSET = {"bert": 0, "roberta": 2}
 """Rows of the position table before that of the first token."""
 
+OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")
+
 HEADS = {"bert": "cls.predictions", "roberta": "lm_head"}
 
 
 def read_bert(settings: Settings) -> TransformerConfig:
     """Either, with those heads that there are tensors of."""
     settings.require(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
+    settings.require(tie_word_embeddings=True)
     kind, heads, width = settings["model_type"], settings["num_attention_heads"], settings["hidden_size"]
+    if kind == "roberta":
+        settings.require(pad_token_id=OFFSET[kind] - 1)  # from which transformers counts positions
+    if str(settings.get("architectures", [""])[0]).endswith(OTHER_HEADS):
+        raise settings.refuse("architectures", "heads over the whole text alone are supported")
     has_head = settings.has(f"{HEADS[kind]}.")
     labels = 0
     if settings.has("classifier."):
         labels = len(settings.get("id2label", ())) or settings.get("num_labels", 2)
+    if labels and kind == "bert" and not settings.has("pooler."):
+        raise UserError(f"{settings.where}: a classifier of BERT reads its pooler, and there is none")
     return TransformerConfig(
         architecture="encoder",
         **settings.take(NAMES),
@@ -68,6 +77,7 @@ def write_bert(kind: str, config: TransformerConfig) -> dict[str, Any]:
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.dropout,
         "initializer_range": config.init_std,
+        **({"pad_token_id": config.position_offset - 1} if kind == "roberta" else {}),
         **({"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}} if labels else {}),
     }
 

@@ -25,8 +25,9 @@ EVERY = {"gemma2": 2, "gemma3_text": 6}
 
 def read_gemma(settings: Settings) -> TransformerConfig:
     """Both; the third has norms of queries and keys, and two rotations, in the place of soft-caps."""
-    settings.require(use_bidirectional_attention=False)
+    settings.require(use_bidirectional_attention=False, mlp_bias=False)
     is_third = settings["model_type"] == "gemma3_text"
+    caps = (None, None) if is_third else (50.0, 30.0)  # where the keys are left out; null is none
     values = {"hidden_act": settings["hidden_activation"], "tie_word_embeddings": True, **settings.values}
     config = read_llama(Settings(values, settings.where, settings.tensors))
     every = settings.get("sliding_window_pattern", settings.get("_sliding_window_pattern"))
@@ -38,8 +39,8 @@ def read_gemma(settings: Settings) -> TransformerConfig:
         zero_centred_norms=True,
         embedding_scale=True,
         attention_scale=settings["query_pre_attn_scalar"] ** -0.5,
-        attention_softcap=settings.get("attn_logit_softcapping"),
-        logit_softcap=settings.get("final_logit_softcapping"),
+        attention_softcap=settings.values.get("attn_logit_softcapping", caps[0]),
+        logit_softcap=settings.values.get("final_logit_softcapping", caps[1]),
         sliding_window=settings["sliding_window"],
         global_every=every,
         qk_norm="head" if is_third else "none",

@@ -111,6 +111,7 @@ def with_layer_types(settings: Settings, config: TransformerConfig) -> Transform
 
 def read_mistral(settings: Settings) -> TransformerConfig:
     """Llama with a window in every layer: of 4,096 tokens where none is named, and none where it is null."""
+    settings.require(attention_bias=False, mlp_bias=False)  # which transformers does not read there
     window = settings.values.get("sliding_window", None if settings["model_type"] == "mixtral" else 4096)
     return with_layer_types(settings, replace(read_llama(settings), sliding_window=window))
 
@@ -123,6 +124,7 @@ def write_mistral(config: TransformerConfig) -> dict[str, Any]:
 
 def read_qwen(settings: Settings) -> TransformerConfig:
     """Qwen 2: biases on queries, keys and values; Qwen 3 has norms in their place."""
+    settings.require(mlp_bias=False)  # which transformers does not read there
     window = settings.values.get("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
     without = settings.get("max_window_layers", 28)
     if window is not None and 0 < without < settings["num_hidden_layers"]:

@@ -18,6 +18,7 @@ from jaxllm.interop.settings import Settings
 
 def read_olmo2(settings: Settings) -> TransformerConfig:
     """What differs from Llama."""
+    settings.require(mlp_bias=False)  # which transformers does not read there
     return replace(read_llama(settings), norm_place="branch", qk_norm="projection")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxllm.config import TransformerConfig
+from jaxllm.config import TransformerConfig, UserError
 from jaxllm.interop.families.family import Family
 from jaxllm.interop.families.gpt import linear_rules, norm_rules
 from jaxllm.interop.rules import Rule, fields
@@ -47,7 +47,7 @@ def read_t5(settings: Settings) -> TransformerConfig:
         max_positions=settings.get("n_positions", 512),
         positions="relative",
         relative_distance=settings.get("relative_attention_max_distance", 128),
-        mlp=settings.mlp("feed_forward_proj", T5_MLPS),
+        mlp=settings.mlp("feed_forward_proj", T5_MLPS, default="relu"),
         attention_scale=1.0,
         tied_embeddings=tied,
         logit_scale=settings["d_model"] ** -0.5 if scaled else 1.0,
@@ -58,7 +58,9 @@ def read_t5(settings: Settings) -> TransformerConfig:
 
 def write_t5(config: TransformerConfig) -> dict[str, Any]:
     """The inverse of `read_t5`."""
-    mlp = next(theirs for theirs, ours in T5_MLPS.items() if ours == config.mlp)
+    names = {ours: theirs for theirs, ours in T5_MLPS.items()}
+    if config.mlp not in names:
+        raise UserError(f"mlp = {config.mlp!r}")
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "is_encoder_decoder": True,
@@ -67,11 +69,10 @@ def write_t5(config: TransformerConfig) -> dict[str, Any]:
         "num_decoder_layers": config.layers,
         "n_positions": config.max_positions,
         "relative_attention_max_distance": config.relative_distance,
-        "feed_forward_proj": mlp,
+        "feed_forward_proj": names[config.mlp],
         "tie_word_embeddings": config.tied_embeddings,
         "scale_decoder_outputs": config.logit_scale != 1.0,
-        "decoder_start_token_id": config.start_token or 0,
-        "pad_token_id": 0,
+        "decoder_start_token_id": config.start_token,
         "dropout_rate": config.dropout,
     }
 
@@ -114,6 +115,7 @@ def read_bart(settings: Settings) -> TransformerConfig:
     for part in ("attention_heads", "ffn_dim"):
         settings.require(**{f"encoder_{part}": settings[f"decoder_{part}"]})
     settings.require(normalize_before=False, add_final_layer_norm=False, normalize_embedding=True)
+    settings.require(tie_word_embeddings=True)  # else the stacks have embeddings of their own
     heads, width = settings["decoder_attention_heads"], settings["d_model"]
     return TransformerConfig(
         architecture="encoder_decoder",
@@ -130,7 +132,6 @@ def read_bart(settings: Settings) -> TransformerConfig:
         mlp_bias=True,
         head_bias=settings.has("final_logits_bias"),
         embedding_scale=settings.get("scale_embedding", False),
-        tied_embeddings=settings.get("tie_word_embeddings", True),
         start_token=settings.get("decoder_start_token_id", 2),
         dropout=settings.get("dropout", 0.1),
         init_std=settings.get("init_std", 0.02),
@@ -149,7 +150,7 @@ def write_bart(config: TransformerConfig) -> dict[str, Any]:
         "activation_function": ACTIVATION[config.mlp],
         "scale_embedding": config.embedding_scale,
         "tie_word_embeddings": config.tied_embeddings,
-        "decoder_start_token_id": 2 if config.start_token is None else config.start_token,
+        "decoder_start_token_id": config.start_token,
         "dropout": config.dropout,
         "init_std": config.init_std,
     }
@@ -170,7 +171,7 @@ def bart_rules(config: TransformerConfig) -> Sequence[Rule]:
         rules += norm_rules(f"{layer}.final_layer_norm", f"{own}/mlp_norm")
     if config.head_bias:
         rules.append(Rule("final_logits_bias", "1 V", "head/bias"))
-    return rules if config.tied_embeddings else [*rules, Rule("lm_head.weight", "V D", "head/kernel")]
+    return rules
 
 
 def _bart_attention(theirs: str, ours: str) -> list[Rule]:
