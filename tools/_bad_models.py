@@ -15,15 +15,24 @@ IQ2_XXS = 16
 """A type of GGUF's tensors that is not read."""
 
 
-def weights(change: Callable[[bytes], bytes]) -> Callable[[], Sequence[str]]:
-    """An import, where the safetensors file has other bytes."""
+def changed(path: str, change: Callable[[bytes], bytes], *argv: str) -> Callable[[], Sequence[str]]:
+    """Such words, where a file has other bytes."""
 
     def arrange() -> Sequence[str]:
-        path = Path("hf/model.safetensors")
-        path.write_bytes(change(path.read_bytes()))
-        return IMPORT
+        Path(path).write_bytes(change(Path(path).read_bytes()))
+        return argv
 
     return arrange
+
+
+def weights(change: Callable[[bytes], bytes]) -> Callable[[], Sequence[str]]:
+    """An import, where the safetensors file has other bytes."""
+    return changed("hf/model.safetensors", change, *IMPORT)
+
+
+def gguf(change: Callable[[bytes], bytes]) -> Callable[[], Sequence[str]]:
+    """An import, where the GGUF file has other bytes."""
+    return changed("good.gguf", change, "import", "good.gguf", "ours")
 
 
 def header(change: Callable[[dict[str, Any]], object]) -> Callable[[], Sequence[str]]:
@@ -82,24 +91,12 @@ def pickled() -> Sequence[str]:
     return IMPORT
 
 
-def quantised() -> Sequence[str]:
-    """A GGUF file with a tensor of a type that is not read."""
-    content = bytearray(Path("good.gguf").read_bytes())
+def quantised(content: bytes) -> bytes:
+    """A GGUF file with a tensor of a type that is not read: two axes, in blocks of 256."""
     name = b"token_embd.weight"
     at = content.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
-    struct.pack_into("<IQQI", content, at, 2, 256, 20, IQ2_XXS)  # two axes, in blocks of 256
-    Path("good.gguf").write_bytes(content)
-    return "import", "good.gguf", "ours"
-
-
-def gguf(change: Callable[[bytes], bytes]) -> Callable[[], Sequence[str]]:
-    """An import, where the GGUF file has other bytes."""
-
-    def arrange() -> Sequence[str]:
-        Path("good.gguf").write_bytes(change(Path("good.gguf").read_bytes()))
-        return "import", "good.gguf", "ours"
-
-    return arrange
+    info = struct.pack("<IQQI", 2, 256, 20, IQ2_XXS)
+    return content[:at] + info + content[at + len(info) :]
 
 
 def template(source: str) -> Callable[[], Sequence[str]]:
@@ -133,7 +130,7 @@ def model_cases() -> Iterator[Case]:
     yield "setting that no model here has", values("hf/config.json", hidden_act="selu")
     yield "model without a tokenizer", without("hf/tokenizer.json", "hf/tokenizer.model")
     yield "model folder that is there", lambda: ["import", "hf", "run"]
-    yield "GGUF file in an unknown quantisation", quantised
+    yield "GGUF file in an unknown quantisation", gguf(quantised)
     yield "truncated GGUF file", gguf(lambda content: content[:-100])
     yield "GGUF file cut in its metadata", gguf(lambda content: content[:300])
     yield "file that is no GGUF", gguf(lambda content: b"GGML" + content[4:])

@@ -8,6 +8,8 @@ Hardware: any machine with 2 cores. Cost: 17 minutes of training on an EPYC with
 (`jaxllm data`).
 """
 
+from dataclasses import replace
+
 from jaxllm.config import (
     CheckpointConfig,
     DataConfig,
@@ -18,34 +20,24 @@ from jaxllm.config import (
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
-    TransformerConfig,
 )
+from jaxllm.models.presets import BART_BASE
 
 
 def recipe() -> RunConfig:
     """The run."""
     return RunConfig(
         name="bart_small",
-        model=TransformerConfig(
-            architecture="encoder_decoder",
+        model=replace(
+            BART_BASE,
             vocab_size=4096,
             width=256,
             layers=3,
+            encoder_layers=3,
             heads=4,
             kv_heads=4,
-            head_dim=64,
             ffn=1024,
             max_positions=512,
-            norm="layer",
-            norm_place="post",
-            embedding_norm=True,
-            mlp="gelu_erf",
-            positions="learned",
-            position_offset=2,
-            attention_bias="all",
-            mlp_bias=True,
-            head_bias=True,
-            start_token=2,
             init_std=0.06,
         ),
         data=DataConfig(sequence_length=256),

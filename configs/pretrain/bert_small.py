@@ -10,6 +10,8 @@ steps, 0.06 gives 6.15. What BERT's own shape costs at this length: after 200 st
 embedding, rotary positions, RMSNorm before the branches and normed queries and keys (another model) reach 4.95.
 """
 
+from dataclasses import replace
+
 from jaxllm.config import (
     CheckpointConfig,
     DataConfig,
@@ -20,37 +22,15 @@ from jaxllm.config import (
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
-    TransformerConfig,
 )
+from jaxllm.models.presets import BERT_BASE
 
 
 def recipe() -> RunConfig:
     """The run."""
     return RunConfig(
         name="bert_small",
-        model=TransformerConfig(
-            architecture="encoder",
-            vocab_size=4096,
-            width=256,
-            layers=4,
-            heads=4,
-            kv_heads=4,
-            head_dim=64,
-            ffn=1024,
-            max_positions=512,
-            norm="layer",
-            norm_eps=1e-12,
-            norm_place="post",
-            embedding_norm=True,
-            mlp="gelu_erf",
-            positions="learned",
-            attention_bias="all",
-            mlp_bias=True,
-            head_transform=True,
-            head_bias=True,
-            token_types=2,
-            init_std=0.06,
-        ),
+        model=replace(BERT_BASE, vocab_size=4096, width=256, layers=4, heads=4, kv_heads=4, ffn=1024, init_std=0.06),
         data=DataConfig(sequence_length=256),
         tokenizer=TokenizerConfig(vocab_size=4096, extra_tokens=("<mask>",)),
         objective=ObjectiveConfig(kind="masked", noise=0.4, whole_words=True),
