@@ -59,10 +59,10 @@ def saved(folder, config, tokenizer, averages):
     return folder
 
 
-def expected(folder, prompt, key=9, **named):
+def expected(folder, prompt, key=9, dtype=None, **named):
     """What the library gives for the parameters drawn from `key`."""
     tokenizer = load_tokenizer(folder / "tokenizer.model")
-    generator = Generator(MODEL, initial(jax.random.key(key), parameter_table(MODEL)), tokenizer)
+    generator = Generator(MODEL, initial(jax.random.key(key), parameter_table(MODEL)), tokenizer, dtype=dtype)
     return prompt + generator.generate([prompt], 12, SAMPLING, **{"seeds": [0], **named})[0].text
 
 
@@ -78,6 +78,12 @@ def test_one_prompt_streams_its_text_and_reports_speed_beside_it(folder, capsys,
     assert out == expected(folder, "the quick") + "\n"
     assert len(flushed) > 3
     assert "tokens/s" in err
+
+
+def test_weights_are_held_in_the_type_that_is_asked_for(folder, capsys):
+    out, _ = output(capsys, folder, "the quick", "--dtype", "bfloat16")
+    assert out == expected(folder, "the quick", dtype=jnp.bfloat16) + "\n"
+    assert out != expected(folder, "the quick") + "\n"
 
 
 def test_several_prompts_and_samples_are_labelled_and_equal_each_alone(folder, capsys):
