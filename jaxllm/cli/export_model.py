@@ -1,6 +1,5 @@
 """`jaxllm export`: a model folder or a run of ours as others read it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path
 from jaxllm.config import TransformerConfig, UserError
 
@@ -97,7 +97,7 @@ def _published_config(folder: Path, model: TransformerConfig, wanted: str | None
 
     source = folder / "source.json"
     if source.is_file():
-        values = json.loads(source.read_bytes())
+        values = read_json(source, dict)
         family = FAMILIES[values["model_type"]]
         names = named_tensors(model, family)
         if wanted in (None, family.model_type) and family.read(Settings(values, str(source), names)) == model:

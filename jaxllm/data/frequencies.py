@@ -7,7 +7,7 @@ import numpy as np
 from jaxllm.data.loader import Loader
 
 MOST = 2_000_000
-"""Places of training rows that are counted."""
+"""Places of rows that are read, of each split."""
 
 
 def unigram_loss(loader: Loader) -> float | None:
@@ -15,15 +15,14 @@ def unigram_loss(loader: Loader) -> float | None:
 
     None where nothing is held out.
     """
-    batches = min(sum(map(len, loader.plans)), MOST // loader.sequence_length) // loader.batch_size
+    most = max(1, MOST // (loader.sequence_length * loader.batch_size))
     counts = np.ones(loader.corpus.tokenizer.vocab_size)
-    for k in range(max(batches, 1)):
+    for k in range(min(most, max(1, sum(map(len, loader.plans)) // loader.batch_size))):
         batch = loader.batch(k)
         counts += np.bincount(batch["targets"].ravel(), batch["weights"].ravel(), minlength=len(counts))
     nats = np.log(counts.sum()) - np.log(counts)
-    rows = max(1, MOST // (loader.sequence_length * loader.batch_size))
     losses, weights = 0.0, 0.0
-    for batch in islice(loader.validation_batches(loader.batch_size), rows):
+    for batch in islice(loader.validation_batches(loader.batch_size), most):
         losses += float((nats[batch["targets"]] * batch["weights"]).sum())
         weights += float(batch["weights"].sum())
     return losses / weights if weights else None

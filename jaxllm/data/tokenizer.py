@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import re
 import string
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
@@ -202,10 +202,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.specials = frozenset(token.content for token in added if token.special)
         self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
         beside = path.with_name("tokenizer_config.json")
-        named = json.loads(beside.read_text()) if beside.is_file() else {}
+        named = read_json(beside, dict) if beside.is_file() else {}
         self.eos_id = self._special("eos", named, -1)
         self.bos_id = self._special("bos", named, self.eos_id)
-        self.begins = named.get("add_bos_token", self._model.encode("a").ids[:1] == [self.bos_id])
+        said = named.get("add_bos_token")
+        self.begins = self._model.encode("a").ids[:1] == [self.bos_id] if said is None else bool(said)
         self.pad_id = self._special("pad", named, self.eos_id)
         mask_id = self._special("mask", named, -1)
         self.mask_id = None if mask_id < 0 else mask_id

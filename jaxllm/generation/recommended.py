@@ -1,9 +1,9 @@
 """What the publishers of a model say of its use: `generation_config.json` in its folder."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError, read_dict
 from jaxllm.generation.config import SamplingConfig
@@ -30,17 +30,11 @@ def recommended(folder: str | Path) -> Recommended:
     path = user_path(folder) / "generation_config.json"
     if not path.is_file():
         return Recommended(None, None)
+    said = read_json(path, dict)
     try:
-        said = json.loads(path.read_bytes())
-        if not isinstance(said, dict):
-            raise UserError(f"expected an object, got {said!r:.60}")
         return Recommended(_ends(said.get("eos_token_id")), _sampling(said))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def _ends(said: Any) -> frozenset[int] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.common.json_files import read_json
 from jaxllm.config import UserError
 from jaxllm.interop.published import Published, Tensor
 
@@ -37,7 +38,7 @@ def open_folder(folder: Path) -> Published:
     Raises:
         UserError: a file is missing or damaged, or the weights are in pickles, which are never opened.
     """
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json", dict)
     places = dict(_places(folder))
     tensors = {name: tensor for name, (_, tensor) in places.items()}
 
@@ -55,18 +56,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
     there = [folder / name for name in FILES if (folder / name).is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in (*there, *templates)}
-
-
-def _json(path: Path) -> Any:
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}; a model's folder has one") from None
-    except ValueError as error:
-        raise UserError(f"'{path}' is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"'{path}': expected an object, got {values!r:.60}")
-    return values
 
 
 def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Tensor]]]:
@@ -89,7 +78,7 @@ def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Tensor]]]:
 
 def _indexed(folder: Path) -> Iterator[tuple[str, tuple[Path, Tensor]]]:
     index = folder / INDEX
-    wanted = _json(index).get("weight_map")
+    wanted = read_json(index, dict).get("weight_map")
     if not isinstance(wanted, dict) or not all(isinstance(file, str) for file in wanted.values()):
         raise UserError(f"'{index}': 'weight_map' must give the file of each tensor")
     for file in dict.fromkeys(wanted.values()):

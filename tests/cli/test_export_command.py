@@ -9,14 +9,21 @@ from safetensors.numpy import load_file
 from jaxllm.cli.export_model import run
 from jaxllm.cli.main import main
 from jaxllm.common.trees import flatten
-from jaxllm.config import UserError
+from jaxllm.config import ObjectiveConfig, RunConfig, TokenizerConfig, TransformerConfig, UserError
 from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.interop import verify
 from jaxllm.interop.gguf.read import open_gguf
 from jaxllm.interop.huggingface import open_folder
 from jaxllm.interop.verify import Agreement
 from jaxllm.train.checkpoint import load_run_params
-from tests.cli.test_generate_command import folder  # noqa: F401  a run of ours, with a SentencePiece tokenizer
+from tests.cli.test_generate_command import (
+    FITTING,
+    MODEL,
+    folder,  # noqa: F401  a run of ours, with a SentencePiece tokenizer
+    saved,
+)
+from tests.generation.conftest import TEXT
 from tests.interop.folders import decoder
 
 
@@ -67,6 +74,22 @@ def test_a_run_of_ours_is_a_llama_with_its_own_tokenizer(folder, tmp_path, capsy
         np.testing.assert_array_equal(leaf, flatten(others)[path], err_msg=path)
     one, other = load_tokenizer(folder / "tokenizer.model"), load_tokenizer(tmp_path / "back" / "tokenizer.json")
     assert one.encode("the quick 😀") == other.encode("the quick 😀")
+
+
+def test_the_decoder_of_a_run_starts_from_the_padding_that_it_was_trained_with(tmp_path):
+    model = TransformerConfig(
+        **{field: getattr(MODEL, field) for field in ("vocab_size", "width", "layers", "heads", "head_dim", "ffn")},
+        kv_heads=MODEL.heads,
+        architecture="encoder_decoder",
+        mlp="relu",
+        positions="relative",
+        attention_scale=1.0,
+    )
+    train_tokenizer([TEXT * 20], TokenizerConfig(vocab_size=300), tmp_path / "t.model")
+    config = RunConfig(model=model, objective=ObjectiveConfig(kind="infilling"), **FITTING)
+    run([str(saved(tmp_path / "run", config, tmp_path / "t.model", {})), str(tmp_path / "hf")])
+    written, pad = open_folder(tmp_path / "hf").config, load_tokenizer(tmp_path / "t.model").pad_id
+    assert (written["model_type"], written["decoder_start_token_id"], written["pad_token_id"]) == ("t5", pad, pad)
 
 
 def test_another_family_is_written_where_it_says_the_same(imported, tmp_path, capsys):

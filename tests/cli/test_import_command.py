@@ -103,8 +103,6 @@ def test_a_prompt_begins_as_the_tokenizer_says(published, imported, tmp_path, ca
         assert main(["generate", str(folder), "for name", "--max-new-tokens", "8", "--temperature", "0"]) == 0
         said[folder] = capsys.readouterr()
     assert said[imported].out != said[tmp_path / "ours"].out
-    rates = {folder: text.err for folder, text in said.items()}
-    assert all("tokens, ended by" in err for err in rates.values())
 
 
 def test_a_model_without_a_tokenizer_leaves_nothing(published, tmp_path):

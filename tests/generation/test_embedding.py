@@ -70,7 +70,7 @@ def test_a_pooler_that_is_not_there_is_told(config, params, tokenizer):
     [
         ("1_Pooling/config.json", "{bad", r"config\.json' is not JSON"),
         ("1_Pooling/config.json", "[1]", r"config\.json': expected an object, got \[1\]"),
-        ("modules.json", "{}", r"modules\.json': expected a list of objects, got {}"),
+        ("modules.json", "{}", r"modules\.json': expected a list, got {}"),
         ("sentence_bert_config.json", '{"max_seq_length": "8"}', r"max_seq_length = '8': expected a whole number"),
     ],
 )

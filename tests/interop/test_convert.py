@@ -117,6 +117,8 @@ def test_a_head_that_config_denies_is_refused_unless_it_is_the_embedding(name, h
 
 
 def test_the_type_is_that_of_all_tensors_or_float32():
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+
     def typed(*types):
         def change(arrays):
             return {n: x.astype(types[i % len(types)]) for i, (n, x) in enumerate(arrays.items())}
@@ -126,6 +128,8 @@ def test_the_type_is_that_of_all_tensors_or_float32():
     assert typed(ml_dtypes.bfloat16) == "bfloat16"
     assert typed(np.float16) == "float16"
     assert typed(np.float32, ml_dtypes.bfloat16) == "float32"
+    half = changed("llama", lambda arrays: {n: x.astype(np.float16) for n, x in arrays.items()} | buffer)
+    assert plan_import(half).dtype == "float16"
 
 
 def test_parameters_have_the_wanted_type_and_are_counted():

@@ -150,12 +150,13 @@ def _sentencepiece(model: bytes, named: Mapping[str, Any]) -> tuple[dict[str, An
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
         kind = proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type).lower()
         raise UserError(f"tokenizer.model is of the type '{kind}': GGUF is written with SentencePiece's 'bpe'")
+    begins = named.get("add_bos_token")
     metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
-        "tokenizer.ggml.add_bos_token": named.get("add_bos_token", proto.trainer_spec.bos_id >= 0),
-        "tokenizer.ggml.add_eos_token": named.get("add_eos_token", False),
+        "tokenizer.ggml.add_bos_token": proto.trainer_spec.bos_id >= 0 if begins is None else bool(begins),
+        "tokenizer.ggml.add_eos_token": bool(named.get("add_eos_token")),
     }
     ids = {"bos": proto.trainer_spec.bos_id, "eos": proto.trainer_spec.eos_id, "padding": proto.trainer_spec.pad_id}
     metadata |= {f"tokenizer.ggml.{role}_token_id": i for role, i in ids.items() if i >= 0}
