@@ -1,6 +1,5 @@
 """The same inputs through transformers and through our model."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +9,13 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from jaxllm.common.trees import Tree
-from jaxllm.config import TransformerConfig, UserError
+from jaxllm.config import MeshConfig, TransformerConfig, UserError
+from jaxllm.interop.convert import Conversion, load, plan_import
+from jaxllm.interop.open import open_published
 from jaxllm.models.block import Memory
 from jaxllm.models.heads import head_logits, label_logits
 from jaxllm.models.transformer import Transformer, decode, encode
+from jaxllm.sharding.mesh import make_mesh
 
 ROWS = (24, 17)
 """Tokens of the texts that are compared; the second one is padded."""
@@ -51,11 +53,27 @@ class Agreement(NamedTuple):
         )
 
 
-def compared(path: Path, architectures: Sequence[str], config: TransformerConfig, params: Tree) -> Agreement:
-    """Our outputs and those of transformers, which opens the published model at `path`. Raises as `theirs` does."""
+def compared(path: Path) -> Agreement:
+    """Our outputs and those of transformers, both of what is read of the published model at `path`, in float32.
+
+    Raises:
+        UserError: it cannot be opened, by us or by transformers, or torch or transformers are not installed.
+    """
+    conversion, params = _read(path)
+    given = inputs(conversion.config)
+    return agreement(conversion.config, given, ours(conversion.config, params, given), theirs(path, conversion, given))
+
+
+def rounded(path: Path, config: TransformerConfig, params: Tree) -> Agreement:
+    """Our outputs of `params` and of what is read of the published model at `path`, to which they were exported."""
     given = inputs(config)
-    other = theirs(path, architectures, config, given)
-    return agreement(config, given, ours(config, params, given), other)
+    return agreement(config, given, ours(config, _read(path)[1], given), ours(config, params, given))
+
+
+def _read(path: Path) -> tuple[Conversion, Tree]:
+    published = open_published(path)
+    conversion = plan_import(published)
+    return conversion, load(published, conversion, make_mesh(MeshConfig(data=1), jax.local_devices()[:1]), "float32")
 
 
 def inputs(config: TransformerConfig) -> Inputs:
@@ -89,11 +107,11 @@ def ours(config: TransformerConfig, params: Tree, given: Inputs) -> np.ndarray:
         return np.asarray(jax.jit(run)(params))
 
 
-def theirs(path: Path, architectures: Sequence[str], config: TransformerConfig, given: Inputs) -> np.ndarray:
-    """The same of transformers, in float32.
+def theirs(path: Path, conversion: Conversion, given: Inputs) -> np.ndarray:
+    """The same of transformers, in float32, by the class that has the heads of the model.
 
     Raises:
-        UserError: torch or transformers are not installed, or transformers cannot open the model.
+        UserError: torch or transformers are not installed, or transformers cannot open or run the model.
     """
     try:
         import torch
@@ -101,26 +119,32 @@ def theirs(path: Path, architectures: Sequence[str], config: TransformerConfig, 
     except ImportError as error:
         raise UserError(f"--verify needs {error.name}: pip install 'jaxllm[bench]'") from None
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     folder, more = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
-    name = architectures[0] if architectures else "AutoModel"
-    chosen: Any = getattr(transformers, name, transformers.AutoModel)
-    try:
-        model = chosen.from_pretrained(folder, dtype=torch.float32, **more).eval()
-    except Exception as error:  # it raises whatever happens
-        raise UserError(f"transformers cannot open '{path}': {error}") from None
+    [name] = conversion.family.write(conversion.config)["architectures"]
     named: dict[str, Any] = {
         "input_ids": torch.from_numpy(given.tokens_BT).long(),
         "attention_mask": torch.from_numpy(given.real_BT).long(),
     }
-    if config.architecture == "encoder_decoder":
+    if conversion.config.architecture == "encoder_decoder":
         named["decoder_input_ids"] = torch.from_numpy(given.written_BT).long()
-    with torch.no_grad():
-        out = model(**named)
+    try:
+        model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, **more).eval()
+        with torch.no_grad():
+            out = model(**named)
+    except Exception as error:  # it raises whatever happens
+        raise UserError(f"transformers cannot open '{path}' as {name}: {error}") from None
     return (out.logits if hasattr(out, "logits") else out.last_hidden_state).float().numpy()
 
 
 def agreement(config: TransformerConfig, given: Inputs, mine: np.ndarray, other: np.ndarray) -> Agreement:
-    """Of two outputs, padding left out."""
+    """Of two outputs, padding left out.
+
+    Raises:
+        UserError: they are of different shapes.
+    """
+    if mine.shape != other.shape:
+        raise UserError(f"our outputs have the shape {list(mine.shape)}, and the others {list(other.shape)}")
     if mine.ndim == 3 and config.architecture != "encoder_decoder":
         mine, other = mine[given.real_BT], other[given.real_BT]
     same = np.argmax(mine, axis=-1) == np.argmax(other, axis=-1)

@@ -136,6 +136,6 @@ def test_what_is_there_is_left_alone(imported, tmp_path):
 
 @pytest.mark.parametrize(("difference", "status"), [(1e-5, 0), (1.0, 1)])
 def test_verifying_prints_how_far_the_logits_are_apart(imported, tmp_path, monkeypatch, capsys, difference, status):
-    monkeypatch.setattr(verify, "compared", lambda path, names, config, params: Agreement(difference, 1.0, 1.0))
+    monkeypatch.setattr(verify, "compared", lambda path: Agreement(difference, 1.0, 1.0))
     assert run([str(imported), str(tmp_path / "hf"), "--verify"]) == status
     assert f"logits of ours and of transformers differ by at most {difference:.2e}" in capsys.readouterr().out

@@ -127,6 +127,6 @@ def test_what_is_not_there_is_told(tmp_path):
 
 @pytest.mark.parametrize(("difference", "status"), [(1e-5, 0), (1.0, 1)])
 def test_verifying_prints_how_far_the_logits_are_apart(published, tmp_path, monkeypatch, capsys, difference, status):
-    monkeypatch.setattr(verify, "compared", lambda path, names, config, params: Agreement(difference, 1.0, 1.0))
+    monkeypatch.setattr(verify, "compared", lambda path: Agreement(difference, 1.0, 1.0))
     assert run([str(published), str(tmp_path / "ours"), "--verify"]) == status
     assert f"logits of ours and of transformers differ by at most {difference:.2e}" in capsys.readouterr().out
