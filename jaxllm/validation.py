@@ -158,6 +158,11 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
     return [*wrong.values(), *(line for line in found if not silent.search(line))]
 
 
+def model_problems(model: TransformerConfig) -> list[str]:
+    """The same of a model alone, whose values are of the right types."""
+    return [*_out_of_range(RunConfig(model=model), "model."), *_model(model)]
+
+
 def _out_of_range(config: RunConfig, below: str = "") -> Iterator[str]:
     """Of the fields whose path begins with `below`."""
     for path, allowed in RANGES.items():

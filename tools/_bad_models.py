@@ -127,6 +127,10 @@ def model_cases() -> Iterator[Case]:
     yield "folder without config.json", without("hf/config.json")
     yield "unknown architecture", values("hf/config.json", model_type="mamba", architectures=["MambaForCausalLM"])
     yield "config.json without a size", values("hf/config.json", num_hidden_layers=None)
+    yield "config.json with no heads", values("hf/config.json", num_attention_heads=0)
+    yield "config.json with a billion layers", values("hf/config.json", num_hidden_layers=10**9)
+    yield "config.json with a word for a number", values("hf/config.json", rope_theta="large")
+    yield "config.json with a word for an object", values("hf/config.json", rope_scaling="dynamic")
     yield "setting that no model here has", values("hf/config.json", hidden_act="selu")
     yield "model without a tokenizer", without("hf/tokenizer.json", "hf/tokenizer.model")
     yield "model folder that is there", lambda: ["import", "hf", "run"]

@@ -92,14 +92,14 @@ def _published_config(folder: Path, model: TransformerConfig, wanted: str | None
     """The family to write, and its `config.json`: the one that came with the model, while it still tells its shape."""
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.interop.convert import choose_family, named_tensors
-    from jaxllm.interop.families import FAMILIES
+    from jaxllm.interop.families import family_of
     from jaxllm.interop.settings import Settings
     from jaxllm.train.run_folder import saved_tokenizer
 
     source = folder / "source.json"
     if source.is_file():
         values = read_json(source, dict)
-        family = FAMILIES[values["model_type"]]
+        family = family_of(Settings(values, str(source)))
         names = named_tensors(model, family)
         if wanted in (None, family.model_type) and family.read(Settings(values, str(source), names)) == model:
             return family, values

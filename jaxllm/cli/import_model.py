@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from jaxllm.cli.progress import Progress
-from jaxllm.common.paths import user_path
+from jaxllm.common.paths import user_path, whole_folder
 from jaxllm.config import (
     OBJECTIVES_OF,
     DataConfig,
@@ -62,7 +62,6 @@ def run(argv: list[str]) -> int:
     source, out = user_path(command.source), user_path(command.out)
 
     from jaxllm.interop.convert import load, plan_import
-    from jaxllm.interop.huggingface import whole_folder
     from jaxllm.interop.open import open_published
     from jaxllm.interop.verify import compared
     from jaxllm.train.run_folder import save_config

@@ -19,7 +19,7 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not JSON: {error}") from None
     if not isinstance(content, kind):
         raise UserError(f"'{path}': expected {'an object' if kind is dict else 'a list'}, got {content!r:.60}")

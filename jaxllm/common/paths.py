@@ -1,7 +1,9 @@
 """Paths as a user writes them, and files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +34,29 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             writing.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, which takes its place when the block ends well, and is gone otherwise.
+
+    Raises:
+        UserError: `path` is there and is not an empty folder.
+        OSError: it cannot be written.
+    """
+    there = UserError(f"'{path}' is there already: name another folder, or remove it")
+    target = Path(os.path.realpath(path))
+    writing = target.with_name(f".{target.name}.{os.getpid()}.writing")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise there
+    try:
+        writing.mkdir(parents=True)
+        yield writing
+        try:
+            os.replace(writing, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise there from None  # by now
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)

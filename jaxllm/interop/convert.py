@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import Tree, nest
-from jaxllm.config import TransformerConfig, UserError, from_dict, to_dict
+from jaxllm.config import TransformerConfig, UserError, read_dict, to_dict
 from jaxllm.interop.families import FAMILIES, Family, family_of
 from jaxllm.interop.published import Published, Tensor
 from jaxllm.interop.rules import Named, contiguous, join, misfits, named, split
 from jaxllm.interop.settings import Settings
 from jaxllm.models.table import Param, parameter_table
 from jaxllm.sharding.rules import spec
+from jaxllm.validation import model_problems
 
 MOST_NAMES = 20
 """Of tensors that are listed in a message."""
@@ -54,9 +55,10 @@ def plan_import(published: Published) -> Conversion:
         UserError: a family or setting that is not known; tensors that are missing, too many or of other shapes, each by
             its name.
     """
-    settings = Settings(published.config, str(published.path), frozenset(published.tensors))
+    where = published.path / "config.json" if published.path.is_dir() else published.path
+    settings = Settings(published.config, str(where), frozenset(published.tensors))
     family = family_of(settings)
-    config = _checked(family.read(settings), str(published.path))
+    config = _checked(family.read(settings), published)
     wanted = {tensor.name: tensor for tensor in named(family.rules(config), parameter_table(config))}
     there = {_present_name(family, name, wanted): name for name in published.tensors}
     missing = sorted(set(wanted) - set(there))
@@ -82,12 +84,22 @@ def plan_import(published: Published) -> Conversion:
     return Conversion(config, family, {there[name]: tensor for name, tensor in wanted.items()}, dtype)
 
 
-def _checked(config: TransformerConfig, where: str) -> TransformerConfig:
-    """Types as they are declared: JSON has 10000 where a number may have a point."""
-    try:
-        return from_dict(TransformerConfig, to_dict(config))
-    except UserError as error:
-        raise UserError(f"'{where}': config.json gives a value that will not do: {error}") from None
+def _checked(config: TransformerConfig, published: Published) -> TransformerConfig:
+    """Types as they are declared, and values that make a model.
+
+    More layers or experts than there are tensors would fill the memory with names.
+    """
+    count = len(published.tensors)
+    config, wrong = read_dict(TransformerConfig, to_dict(config))
+    mistakes = list(wrong.values()) or model_problems(config)
+    mistakes += [
+        f"model.{field} = {size}: there are but {count} tensors"
+        for field in ("layers", "encoder_layers", "experts")
+        if (size := getattr(config, field) or 0) > count
+    ]
+    if mistakes:
+        raise UserError(f"'{published.path}': config.json gives what will not do: " + "\n  ".join(mistakes))
+    return config
 
 
 def _present_name(family: Family, name: str, wanted: Mapping[str, Named]) -> str:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.common.json_files import read_json
+from jaxllm.common.paths import whole_folder
 from jaxllm.config import UserError
 from jaxllm.interop.published import Published, Tensor
 
@@ -152,28 +151,6 @@ def write_folder(
             (writing / name).parent.mkdir(exist_ok=True)
             (writing / name).write_bytes(content)
         _write_weights(writing, list(tensors))
-
-
-@contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder under another name, which takes the name `target` when the block ends well, and is gone otherwise.
-
-    Raises:
-        UserError: `target` is there and is not an empty folder.
-    """
-    target = target.absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"'{target}' is there already: name another folder, or remove it")
-    writing = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    try:
-        yield writing
-        if target.exists():
-            target.rmdir()
-        os.rename(writing, target)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
 
 
 def _write_weights(folder: Path, tensors: list[tuple[str, Tensor, Callable[[], np.ndarray]]]) -> None:

@@ -1,8 +1,9 @@
 """Their `config.json`, read with one clear message for what is not there or not known."""
 
 import difflib
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from jaxllm.config import RopeScaling, TransformerConfig, UserError
@@ -54,6 +55,34 @@ class Settings:
         value = self.values.get(key)
         return default if value is None else value
 
+    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number, which must be there unless there is a default."""
+        value = self[key] if default is None else self.get(key, default)
+        if type(value) is not int or value < least:
+            raise self.refuse(key, f"must be a whole number from {least} on")
+        return value
+
+    def number(self, key: str, default: float | None = None, above: float = -math.inf) -> float:
+        """The same of any number but infinity."""
+        value = self[key] if default is None else self.get(key, default)
+        if type(value) not in (int, float) or not above < value < math.inf:
+            raise self.refuse(key, "must be a number" if above == -math.inf else f"must be a number above {above}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if type(value) is not bool:
+            raise self.refuse(key, "must be true or false")
+        return value
+
+    def inner(self, key: str) -> "Settings":
+        """What stands under a key by names; nothing where it is not there."""
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            raise self.refuse(key, "must be an object of names and values")
+        return Settings(value, f"{self.where}: {key}", self.tensors)
+
     def require(self, **wanted: Any) -> None:
         """Passes keys that are left out, null, or as wanted.
 
@@ -66,7 +95,10 @@ class Settings:
 
     def take(self, names: Mapping[str, str]) -> dict[str, Any]:
         """Our fields, of keys that mean the same and are in every such file."""
-        return {ours: self[theirs] for theirs, ours in names.items()}
+        kinds = {field.name: type(field.default) for field in fields(TransformerConfig)}
+        return {
+            ours: self.number(theirs) if kinds[ours] is float else self.whole(theirs) for theirs, ours in names.items()
+        }
 
     def has(self, part: str) -> bool:
         """Whether a tensor has `part` in its name."""
@@ -81,49 +113,38 @@ class Settings:
 
     def rope(self, fraction: float = 1.0) -> dict[str, Any]:
         """Our fields of the rotation, from the keys of any version; `fraction` where none says what is rotated."""
-        parameters = self.get("rope_parameters", {})
-        scaling = self.get("rope_scaling", {}) or parameters
-        theta = self.get("rope_theta", parameters.get("rope_theta", self.get("rotary_emb_base", 10_000.0)))
-        share = self.get("partial_rotary_factor", self.get("rotary_pct", fraction))
-        share = parameters.get("partial_rotary_factor", share)
+        parameters, scaling = self.inner("rope_parameters"), self.inner("rope_scaling")
+        share = self.number("partial_rotary_factor", self.number("rotary_pct", fraction))
+        theta = parameters.number("rope_theta", self.number("rotary_emb_base", 10_000.0))
         return {
-            "rope_theta": float(theta),
-            "rope_fraction": float(share),
-            "rope_scaling": self.scaling(scaling),
+            "rope_theta": self.number("rope_theta", theta),
+            "rope_fraction": parameters.number("partial_rotary_factor", share),
+            "rope_scaling": self.scaling(scaling if scaling.values else parameters),
         }
 
-    def scaling(self, values: Mapping[str, Any]) -> RopeScaling:
+    def scaling(self, own: "Settings") -> RopeScaling:
         """Of one kind of layer.
 
         Raises:
             UserError: a kind that is not known, or one of its numbers that is not there.
         """
-        own = Settings(values, f"{self.where}: scaling of RoPE")
         kind = own.get("rope_type", own.get("type", "default"))
-        original = own.get("original_max_position_embeddings", self.get("max_position_embeddings", 8192))
         if kind == "default":
             return RopeScaling()
+        if kind not in ("linear", "llama3", "yarn"):
+            raise UserError(f"{own.where}: {kind!r:.60}: one of default, linear, llama3, yarn would do")
+        scaling = RopeScaling(kind=kind, factor=own.number("factor"))
         if kind == "linear":
-            return RopeScaling(kind="linear", factor=float(own["factor"]))
+            return scaling
+        original = own.whole("original_max_position_embeddings", self.whole("max_position_embeddings", 8192))
+        scaling = replace(scaling, original_positions=original)
         if kind == "llama3":
-            return RopeScaling(
-                kind="llama3",
-                factor=float(own["factor"]),
-                original_positions=int(original),
-                low=float(own["low_freq_factor"]),
-                high=float(own["high_freq_factor"]),
-            )
-        if kind == "yarn":
-            own.require(truncate=True, mscale=None, mscale_all_dim=None)
-            return RopeScaling(
-                kind="yarn",
-                factor=float(own["factor"]),
-                original_positions=int(original),
-                low=float(own.get("beta_slow", 1)),
-                high=float(own.get("beta_fast", 32)),
-                attention_factor=own.get("attention_factor"),
-            )
-        raise UserError(f"{own.where}: {kind!r}: one of default, linear, llama3, yarn would do")
+            return replace(scaling, low=own.number("low_freq_factor"), high=own.number("high_freq_factor"))
+        own.require(truncate=True, mscale=None, mscale_all_dim=None)
+        given = own.get("attention_factor") and own.number("attention_factor")
+        return replace(
+            scaling, low=own.number("beta_slow", 1), high=own.number("beta_fast", 32), attention_factor=given
+        )
 
 
 def rope_keys(config: TransformerConfig) -> dict[str, Any]:

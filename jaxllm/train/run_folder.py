@@ -135,7 +135,7 @@ def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
         UserError: the folder holds something else, or cannot be written.
     """
     folder = folder.absolute()
-    writing = folder.with_name(f".{folder.name}.writing")
+    writing = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(writing, ignore_errors=True)

@@ -1,3 +1,5 @@
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -52,13 +54,43 @@ def test_tensors_that_are_missing_too_many_or_of_another_shape_are_named():
 
 
 def test_a_long_list_of_tensors_is_cut():
-    with pytest.raises(UserError, match=r"34 missing: (\S+, ){20}\.\.\.$"):
-        plan_import(changed("llama", lambda arrays: {"model.embed_tokens.weight": arrays["model.embed_tokens.weight"]}))
+    few = ("model.embed_tokens.weight", "model.norm.weight")
+    with pytest.raises(UserError, match=r"33 missing: (\S+, ){20}\.\.\.$"):
+        plan_import(changed("llama", lambda arrays: {name: arrays[name] for name in few}))
 
 
-def test_a_value_of_another_type_than_it_must_be_is_refused():
-    with pytest.raises(UserError, match=r"'model': config\.json gives a value that will not do: .*vocab_size"):
-        plan_import(published("llama", vocab_size="many"))
+@pytest.mark.parametrize(
+    ("name", "values", "complaint"),
+    [
+        ("llama", {"vocab_size": "many"}, "vocab_size = 'many': must be a whole number from 1 on"),
+        ("llama", {"num_attention_heads": 0}, "num_attention_heads = 0: must be a whole number from 1 on"),
+        ("llama", {"num_key_value_heads": 3}, "model.kv_heads = 3: must divide model.heads = 4"),
+        ("llama", {"num_hidden_layers": 10**9}, "model.layers = 1000000000: there are but 35 tensors"),
+        ("mixtral", {"num_local_experts": 10**9}, "model.experts = 1000000000: there are but 41 tensors"),
+        ("llama", {"rope_theta": "abc"}, "rope_theta = 'abc': must be a number"),
+        ("llama", {"rope_scaling": "dynamic"}, "rope_scaling = 'dynamic': must be an object of names and values"),
+        ("llama", {"attention_bias": "yes"}, "attention_bias = 'yes': must be true or false"),
+        ("mistral", {"sliding_window": "wide"}, "sliding_window = 'wide': expected a whole number"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0: must be a number above 0"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else None,
+)
+def test_a_value_that_makes_no_model_is_refused(name, values, complaint):
+    with pytest.raises(UserError, match=f"model.*: {complaint}"):
+        plan_import(published(name, **values))
+
+
+STRANGE = (None, True, 0, -1, 3, 10**9, 10**30, 0.5, math.inf, math.nan, "x", [], [0], {}, {"factor": "x"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_value_in_config_json_ends_in_another_error(name):
+    model = published(name)
+    for key, kept in model.config.items():
+        inner = [{**kept, k: value} for k in kept for value in STRANGE] if isinstance(kept, dict) else []
+        for value in (*STRANGE, *inner):
+            with contextlib.suppress(UserError):
+                plan_import(replace(model, config={**model.config, key: value}))
 
 
 PREFIXES = {"bert_masked": "bert.", "gpt2": "transformer.", "llama_llama3": "model.", "bart": "model."}

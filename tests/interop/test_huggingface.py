@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm.config import UserError
 from jaxllm.interop import huggingface
-from jaxllm.interop.huggingface import INDEX, SINGLE, open_folder, whole_folder, write_folder
+from jaxllm.interop.huggingface import INDEX, SINGLE, open_folder, write_folder
 from jaxllm.interop.published import Tensor
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -164,22 +164,11 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_an_earlier_export_left_does_not_hinder_the_next(tmp_path):
-    (tmp_path / ".model.writing").mkdir()
-    (tmp_path / ".model.writing" / "old").touch()
-    write_folder(tmp_path / "model", CONFIG, entries(), {})
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", SINGLE}
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
 def test_a_target_that_holds_something_is_refused_and_an_empty_one_is_not(tmp_path, folder):
     before = (folder / SINGLE).read_bytes()
     with pytest.raises(UserError, match="model' is there already: name another folder, or remove it"):
         write_folder(folder, {}, entries(), {})
     assert (folder / SINGLE).read_bytes() == before
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file' is there already"), whole_folder(tmp_path / "file"):
-        pass
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "empty", CONFIG, entries(), {})
     assert open_folder(tmp_path / "empty").config == CONFIG

@@ -97,7 +97,7 @@ def test_a_share_that_no_key_gives_is_the_familys_own():
     ],
 )
 def test_a_scaling_that_cannot_be_expressed_is_refused(scaling, message):
-    with pytest.raises(UserError, match=f"model/config.json: scaling of RoPE: {message}"):
+    with pytest.raises(UserError, match=f"model/config.json: rope_scaling: {message}"):
         settings(rope_scaling=scaling).rope()
 
 

@@ -30,21 +30,21 @@ def read_bert(settings: Settings) -> TransformerConfig:
     """Either, with those heads that there are tensors of."""
     settings.require(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
     settings.require(tie_word_embeddings=True)
-    kind, heads, width = settings["model_type"], settings["num_attention_heads"], settings["hidden_size"]
+    kind, heads, width = settings["model_type"], settings.whole("num_attention_heads"), settings.whole("hidden_size")
     if kind == "roberta":
         settings.require(pad_token_id=OFFSET[kind] - 1)  # from which transformers counts positions
-    if str(settings.get("architectures", [""])[0]).endswith(OTHER_HEADS):
+    if any(head in str(settings.get("architectures", "")) for head in OTHER_HEADS):
         raise settings.refuse("architectures", "heads over the whole text alone are supported")
     has_head = settings.has(f"{HEADS[kind]}.")
     labels = 0
     if settings.has("classifier."):
-        labels = len(settings.get("id2label", ())) or settings.get("num_labels", 2)
+        labels = len(settings.inner("id2label").values) or settings.whole("num_labels", 2)
     if labels and kind == "bert" and not settings.has("pooler."):
         raise UserError(f"{settings.where}: a classifier of BERT reads its pooler, and there is none")
     return TransformerConfig(
         architecture="encoder",
         **settings.take(NAMES),
-        max_positions=settings["max_position_embeddings"] - OFFSET[kind],
+        max_positions=settings.whole("max_position_embeddings", least=1 + OFFSET[kind]) - OFFSET[kind],
         position_offset=OFFSET[kind],
         kv_heads=heads,
         head_dim=width // heads,
@@ -59,8 +59,8 @@ def read_bert(settings: Settings) -> TransformerConfig:
         head_bias=has_head,
         pooler=settings.has("pooler.") or (kind == "roberta" and labels > 0),
         labels=labels,
-        dropout=settings.get("hidden_dropout_prob", 0.1),
-        init_std=settings.get("initializer_range", 0.02),
+        dropout=settings.number("hidden_dropout_prob", 0.1),
+        init_std=settings.number("initializer_range", 0.02),
     )
 
 

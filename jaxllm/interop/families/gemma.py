@@ -30,19 +30,18 @@ def read_gemma(settings: Settings) -> TransformerConfig:
     caps = (None, None) if is_third else (50.0, 30.0)  # where the keys are left out; null is none
     values = {"hidden_act": settings["hidden_activation"], "tie_word_embeddings": True, **settings.values}
     config = read_llama(Settings(values, settings.where, settings.tensors))
-    every = settings.get("sliding_window_pattern", settings.get("_sliding_window_pattern"))
-    every = every or EVERY[settings["model_type"]]
+    every = settings.whole("_sliding_window_pattern", EVERY[settings["model_type"]], least=2)
     config = replace(
         config,
         mlp=settings.mlp("hidden_activation", GATED),
         norm_place="both",
         zero_centred_norms=True,
         embedding_scale=True,
-        attention_scale=settings["query_pre_attn_scalar"] ** -0.5,
+        attention_scale=settings.number("query_pre_attn_scalar", above=0) ** -0.5,
         attention_softcap=settings.values.get("attn_logit_softcapping", caps[0]),
         logit_softcap=settings.values.get("final_logit_softcapping", caps[1]),
-        sliding_window=settings["sliding_window"],
-        global_every=every,
+        sliding_window=settings.whole("sliding_window"),
+        global_every=settings.whole("sliding_window_pattern", every, least=2),
         qk_norm="head" if is_third else "none",
     )
     return with_layer_types(settings, replace(config, **_rotations(settings)) if is_third else config)
@@ -50,17 +49,17 @@ def read_gemma(settings: Settings) -> TransformerConfig:
 
 def _rotations(settings: Settings) -> dict[str, Any]:
     """Of layers without a window, and of those with one."""
-    kinds = settings.get("rope_parameters", {})
-    if "full_attention" in kinds:
-        everywhere, local = kinds["full_attention"], kinds["sliding_attention"]
+    kinds = settings.inner("rope_parameters")
+    if "full_attention" in kinds.values:
+        everywhere = kinds.inner("full_attention")
         return {
-            "rope_theta": float(everywhere["rope_theta"]),
+            "rope_theta": everywhere.number("rope_theta"),
             "rope_scaling": settings.scaling(everywhere),
-            "local_rope_theta": float(local["rope_theta"]),
+            "local_rope_theta": kinds.inner("sliding_attention").number("rope_theta"),
         }
     return {
-        "rope_theta": float(settings.get("rope_theta", 1_000_000.0)),
-        "local_rope_theta": float(settings.get("rope_local_base_freq", 10_000.0)),
+        "rope_theta": settings.number("rope_theta", 1_000_000.0),
+        "local_rope_theta": settings.number("rope_local_base_freq", 10_000.0),
     }
 
 

@@ -31,20 +31,20 @@ QKV = "layers/attention/query/{0} layers/attention/key/{0} layers/attention/valu
 def read_gpt2(settings: Settings) -> TransformerConfig:
     """Radford et al. 2019."""
     settings.require(scale_attn_by_inverse_layer_idx=False, scale_attn_weights=True, add_cross_attention=False)
-    width, heads = settings["n_embd"], settings["n_head"]
+    width, heads = settings.whole("n_embd"), settings.whole("n_head")
     return TransformerConfig(
         **settings.take(GPT2_NAMES),
         kv_heads=heads,
         head_dim=width // heads,
-        ffn=settings.get("n_inner", 4 * width),
+        ffn=settings.whole("n_inner", 4 * width),
         norm="layer",
         mlp=settings.mlp("activation_function", PLAIN),
         positions="learned",
         attention_bias="all",
         mlp_bias=True,
-        tied_embeddings=settings.get("tie_word_embeddings", True),
-        dropout=settings.get("resid_pdrop", 0.1),
-        init_std=settings.get("initializer_range", 0.02),
+        tied_embeddings=settings.flag("tie_word_embeddings", True),
+        dropout=settings.number("resid_pdrop", 0.1),
+        init_std=settings.number("initializer_range", 0.02),
     )
 
 
@@ -100,20 +100,20 @@ def linear_rules(theirs: str, ours: str, outputs: str, inputs: str) -> list[Rule
 def read_neox(settings: Settings) -> TransformerConfig:
     """GPT-NeoX (2204.06745)."""
     settings.require(attention_bias=True)
-    heads = settings["num_attention_heads"]
+    heads = settings.whole("num_attention_heads")
     return TransformerConfig(
         **settings.take(NAMES),
         **settings.rope(0.25),
         kv_heads=heads,
-        head_dim=settings["hidden_size"] // heads,
+        head_dim=settings.whole("hidden_size") // heads,
         norm="layer",
         mlp=settings.mlp("hidden_act", PLAIN),
         attention_bias="all",
         mlp_bias=True,
-        parallel_residual=settings.get("use_parallel_residual", True),
-        tied_embeddings=settings.get("tie_word_embeddings", False),
-        dropout=settings.get("hidden_dropout", 0.0),
-        init_std=settings.get("initializer_range", 0.02),
+        parallel_residual=settings.flag("use_parallel_residual", True),
+        tied_embeddings=settings.flag("tie_word_embeddings", False),
+        dropout=settings.number("hidden_dropout", 0.0),
+        init_std=settings.number("initializer_range", 0.02),
     )
 
 
@@ -154,12 +154,12 @@ def neox_rules(config: TransformerConfig) -> Sequence[Rule]:
 def read_phi(settings: Settings) -> TransformerConfig:
     """Phi-1, 1.5 and 2 (2306.11644)."""
     settings.require(qk_layernorm=False)
-    heads = settings["num_attention_heads"]
+    heads = settings.whole("num_attention_heads")
     return TransformerConfig(
         **settings.take(NAMES),
         **settings.rope(0.5),
-        kv_heads=settings.get("num_key_value_heads", heads),
-        head_dim=settings["hidden_size"] // heads,
+        kv_heads=settings.whole("num_key_value_heads", heads),
+        head_dim=settings.whole("hidden_size") // heads,
         norm="layer",
         mlp=settings.mlp("hidden_act", PLAIN),
         attention_bias="all",
@@ -167,9 +167,9 @@ def read_phi(settings: Settings) -> TransformerConfig:
         head_bias=True,
         parallel_residual=True,
         shared_norm=True,
-        tied_embeddings=settings.get("tie_word_embeddings", False),
-        dropout=settings.get("resid_pdrop", 0.0),
-        init_std=settings.get("initializer_range", 0.02),
+        tied_embeddings=settings.flag("tie_word_embeddings", False),
+        dropout=settings.number("resid_pdrop", 0.0),
+        init_std=settings.number("initializer_range", 0.02),
     )
 
 

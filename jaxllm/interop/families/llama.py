@@ -27,17 +27,17 @@ LAYER_TYPES = {True: "sliding_attention", False: "full_attention"}
 def read_llama(settings: Settings) -> TransformerConfig:
     """Llama's own, and what all have in common."""
     settings.require(pretraining_tp=1, quantization_config=None)
-    heads = settings["num_attention_heads"]
+    heads = settings.whole("num_attention_heads")
     return TransformerConfig(
         **settings.take(NAMES),
         **settings.rope(),
-        kv_heads=settings.get("num_key_value_heads", heads),
-        head_dim=settings.get("head_dim", settings["hidden_size"] // heads),
+        kv_heads=settings.whole("num_key_value_heads", heads),
+        head_dim=settings.whole("head_dim", settings.whole("hidden_size") // heads),
         mlp=settings.mlp("hidden_act", GATED),
-        attention_bias="all" if settings.get("attention_bias", False) else "none",
-        mlp_bias=settings.get("mlp_bias", False),
-        tied_embeddings=settings.get("tie_word_embeddings", False),
-        init_std=settings.get("initializer_range", 0.02),
+        attention_bias="all" if settings.flag("attention_bias", False) else "none",
+        mlp_bias=settings.flag("mlp_bias", False),
+        tied_embeddings=settings.flag("tie_word_embeddings", False),
+        init_std=settings.number("initializer_range", 0.02),
     )
 
 
@@ -103,8 +103,11 @@ def with_layer_types(settings: Settings, config: TransformerConfig) -> Transform
     Raises:
         UserError: other layers have a window.
     """
-    types = [LAYER_TYPES[has] for has in windowed(config, config.layers)]
-    if settings.get("layer_types", types) != types:
+    listed = settings.get("layer_types")
+    if listed is None:
+        return config
+    types = [LAYER_TYPES[has] for has in windowed(config, min(config.layers, len(settings.tensors)))]
+    if listed != types:
         raise settings.refuse("layer_types", f"only {', '.join(types[: config.global_every or 1])} and so on would do")
     return config
 
@@ -125,9 +128,9 @@ def write_mistral(config: TransformerConfig) -> dict[str, Any]:
 def read_qwen(settings: Settings) -> TransformerConfig:
     """Qwen 2: biases on queries, keys and values; Qwen 3 has norms in their place."""
     settings.require(mlp_bias=False)  # which transformers does not read there
-    window = settings.values.get("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
-    without = settings.get("max_window_layers", 28)
-    if window is not None and 0 < without < settings["num_hidden_layers"]:
+    window = settings.values.get("sliding_window", 4096) if settings.flag("use_sliding_window", False) else None
+    without = settings.whole("max_window_layers", 28, least=0)
+    if window is not None and 0 < without < settings.whole("num_hidden_layers"):
         raise settings.refuse("max_window_layers", "a window in some of the last layers only is not supported")
     config = replace(read_llama(settings), sliding_window=None if without else window)
     is_third = settings["model_type"] == "qwen3"
@@ -146,9 +149,9 @@ def read_mixtral(settings: Settings) -> TransformerConfig:
     """Mistral with experts."""
     return replace(
         read_mistral(settings),
-        experts=settings["num_local_experts"],
-        experts_per_token=settings["num_experts_per_tok"],
-        router_loss=settings.get("router_aux_loss_coef", 0.001),
+        experts=settings.whole("num_local_experts"),
+        experts_per_token=settings.whole("num_experts_per_tok"),
+        router_loss=settings.number("router_aux_loss_coef", 0.001),
     )
 
 

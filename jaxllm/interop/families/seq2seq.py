@@ -35,24 +35,24 @@ def read_t5(settings: Settings) -> TransformerConfig:
 
     Transformers 5 writes that weights are tied even of v1.1, of which only the head's tensor tells that they are not.
     """
-    tied = settings.get("tie_word_embeddings", True)
-    scaled = settings.get("scale_decoder_outputs", tied)
+    tied = settings.flag("tie_word_embeddings", True)
+    scaled = settings.flag("scale_decoder_outputs", tied)
     tied = tied and (scaled or not settings.has("lm_head."))
     return TransformerConfig(
         architecture="encoder_decoder",
         **settings.take(T5_NAMES),
-        encoder_layers=settings["num_layers"],
-        layers=settings.get("num_decoder_layers", settings["num_layers"]),
-        kv_heads=settings["num_heads"],
-        max_positions=settings.get("n_positions", 512),
+        encoder_layers=settings.whole("num_layers"),
+        layers=settings.whole("num_decoder_layers", settings.whole("num_layers")),
+        kv_heads=settings.whole("num_heads"),
+        max_positions=settings.whole("n_positions", 512),
         positions="relative",
-        relative_distance=settings.get("relative_attention_max_distance", 128),
+        relative_distance=settings.whole("relative_attention_max_distance", 128),
         mlp=settings.mlp("feed_forward_proj", T5_MLPS, default="relu"),
         attention_scale=1.0,
         tied_embeddings=tied,
-        logit_scale=settings["d_model"] ** -0.5 if scaled else 1.0,
-        start_token=settings.get("decoder_start_token_id", settings.get("pad_token_id", 0)),
-        dropout=settings.get("dropout_rate", 0.1),
+        logit_scale=settings.whole("d_model") ** -0.5 if scaled else 1.0,
+        start_token=settings.whole("decoder_start_token_id", settings.whole("pad_token_id", 0, least=0), least=0),
+        dropout=settings.number("dropout_rate", 0.1),
     )
 
 
@@ -116,7 +116,7 @@ def read_bart(settings: Settings) -> TransformerConfig:
         settings.require(**{f"encoder_{part}": settings[f"decoder_{part}"]})
     settings.require(normalize_before=False, add_final_layer_norm=False, normalize_embedding=True)
     settings.require(tie_word_embeddings=True)  # else the stacks have embeddings of their own
-    heads, width = settings["decoder_attention_heads"], settings["d_model"]
+    heads, width = settings.whole("decoder_attention_heads"), settings.whole("d_model")
     return TransformerConfig(
         architecture="encoder_decoder",
         **settings.take(BART_NAMES),
@@ -131,10 +131,10 @@ def read_bart(settings: Settings) -> TransformerConfig:
         attention_bias="all",
         mlp_bias=True,
         head_bias=settings.has("final_logits_bias"),
-        embedding_scale=settings.get("scale_embedding", False),
-        start_token=settings.get("decoder_start_token_id", 2),
-        dropout=settings.get("dropout", 0.1),
-        init_std=settings.get("init_std", 0.02),
+        embedding_scale=settings.flag("scale_embedding", False),
+        start_token=settings.whole("decoder_start_token_id", 2, least=0),
+        dropout=settings.number("dropout", 0.1),
+        init_std=settings.number("init_std", 0.02),
     )
 
 
