@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxllm.cli.generate import SAMPLING
+from jaxllm.cli.generate import SAMPLING, tell_unfollowed
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 from jaxllm.generation.config import SamplingConfig
@@ -92,7 +92,8 @@ def _conversation(command: Command) -> "Conversation":
         )
     config, params, info = load_run_params(folder, command.step, command.ema)
     info.check_tokenizer(tokenizer.fingerprint, path)
-    ends = recommended(folder).ends or {tokenizer.eos_id}
+    tell_unfollowed(folder, said := recommended(folder))
+    ends = said.ends or {tokenizer.eos_id}
     end = end_of_turn(template, tokenizer)
     dtype = None if command.dtype == "auto" else command.dtype
     generator = Generator(config.model, params, tokenizer, ends=ends if end is None else ends | {end}, dtype=dtype)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -13,6 +14,7 @@ from jaxllm.generation.config import BeamConfig, SamplingConfig
 
 if TYPE_CHECKING:
     from jaxllm.generation.generate import Generation, Generator
+    from jaxllm.generation.recommended import Recommended
 
 SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95)
 
@@ -79,11 +81,12 @@ def run(argv: list[str]) -> int:
     config, params, info = load_run_params(folder, command.step, command.ema)
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)
+    tell_unfollowed(folder, said := recommended(folder))
     generator = Generator(
         config.model,
         params,
         tokenizer,
-        ends=recommended(folder).ends,
+        ends=said.ends,
         begin=config.tokenizer.begins_prompts,
         dtype=None if command.dtype == "auto" else command.dtype,
     )
@@ -96,6 +99,14 @@ def run(argv: list[str]) -> int:
     else:
         _list(generator, prompts, command)
     return 0
+
+
+def tell_unfollowed(folder: Path, said: "Recommended") -> None:
+    """Says on the standard error what the publishers of a model say in vain."""
+    if said.unfollowed:
+        listed = ", ".join(f"{name} = {value!r:.40}" for name, value in said.unfollowed.items())
+        hint = "; jaxllm generate --beams searches" if "num_beams" in said.unfollowed else ""
+        print(f"[not followed of '{folder / 'generation_config.json'}': {listed}{hint}]", file=sys.stderr)
 
 
 def _search(command: Command) -> BeamConfig | None:

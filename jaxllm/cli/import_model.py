@@ -152,6 +152,8 @@ def _tell(conversion: "Conversion", params: "Tree", dtype: str, out: Path, loadi
     counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert counted == conversion.parameters, f"{counted} parameters of {conversion.parameters}"
+    if conversion.left_out:
+        print(f"left out, since no model here has such a head: {', '.join(conversion.left_out)}")
     print(
         f"imported {conversion.family.model_type} with {counted:,} parameters from {len(conversion.tensors):,} tensors "
         f"as {dtype}, {size / 2**20:,.0f} MiB, to '{out}': read in {loading:.1f} s, {whole:.1f} s in all"

@@ -28,6 +28,9 @@ USUAL = {
 }
 """Spellings of a special token, tried in turn where no file names it."""
 
+NAMED = {"bos": ("bos_token", "cls_token"), "eos": ("eos_token", "sep_token")}
+"""Keys of `tokenizer_config.json`; BERT's own come second, since BART has both."""
+
 WORD_STARTS = frozenset(SPACE + string.whitespace)
 """The first characters of pieces that begin a word."""
 
@@ -224,8 +227,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._loaded()
 
     def _special(self, role: str, named: dict[str, Any], default: int) -> int:
-        token = named.get(f"{role}_token")
-        spellings = [token["content"] if isinstance(token, dict) else token] if token else USUAL[role]
+        token = next(filter(None, map(named.get, NAMED.get(role, (f"{role}_token",)))), None)
+        spelling = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(spelling, str | None):
+            raise UserError(f"tokenizer_config.json: the {role} token is {token!r:.60}: expected its text")
+        spellings = USUAL[role] if spelling is None else [spelling]
         found = (self._model.token_to_id(spelling) for spelling in spellings)
         return next((i for i in found if i is not None), default)
 

@@ -1,4 +1,5 @@
-"""Beam search: the likeliest texts rather than drawn ones, with the semantics of transformers' `generate`.
+"""Beam search: the likeliest texts rather than drawn ones, with the semantics of transformers' `generate`, of its
+`num_beams`, `length_penalty` and `early_stopping`.
 
 Each step extends every beam by every token and keeps the likeliest of the extensions. Of the `beams` best, those that
 end are finished texts, whose scores are divided by their length to a penalty; the best that do not end are the next

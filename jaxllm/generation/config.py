@@ -39,7 +39,8 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamConfig:
-    """How the likeliest text is searched for, as transformers' `generate` does with `num_beams`."""
+    """How the likeliest text is searched for, as transformers' `generate` does with `num_beams` and nothing else: no
+    least length, no forced or forbidden tokens."""
 
     beams: int = 4
     """Unfinished texts that are kept at each step; 1 is the greedy choice."""

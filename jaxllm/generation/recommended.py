@@ -1,6 +1,8 @@
 """What the publishers of a model say of its use: `generation_config.json` in its folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxllm.common.json_files import read_json
@@ -11,6 +13,32 @@ from jaxllm.generation.config import SamplingConfig
 FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """The names of `SamplingConfig`, which are those of the file too."""
 
+WITHOUT_EFFECT: dict[str, Any] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "length_penalty": 1,
+    "early_stopping": False,
+    "diversity_penalty": 0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "guidance_scale": 1,
+    "penalty_alpha": 0,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+}
+"""What else changes which tokens transformers chooses, at the values at which it does not."""
+
 
 class Recommended(NamedTuple):
     """What the file says; none is what it does not say."""
@@ -19,6 +47,8 @@ class Recommended(NamedTuple):
     """Tokens that end a text."""
     sampling: SamplingConfig | None
     """How tokens are to be chosen. What the file leaves out of that keeps all tokens."""
+    unfollowed: Mapping[str, Any] = MappingProxyType({})
+    """What else the file says of the choice of tokens, by names, which is not followed."""
 
 
 def recommended(folder: str | Path) -> Recommended:
@@ -31,8 +61,9 @@ def recommended(folder: str | Path) -> Recommended:
     if not path.is_file():
         return Recommended(None, None)
     said = read_json(path, dict)
+    others = {key: said[key] for key, off in WITHOUT_EFFECT.items() if said.get(key) not in (None, off, [])}
     try:
-        return Recommended(_ends(said.get("eos_token_id")), _sampling(said))
+        return Recommended(_ends(said.get("eos_token_id")), _sampling(said), others)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

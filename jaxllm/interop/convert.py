@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,8 @@ class Conversion:
     """By the name in the file."""
     dtype: str
     """The widest type of the tensors."""
+    left_out: tuple[str, ...] = ()
+    """Tensors in the file that no model here has."""
 
     @property
     def parameters(self) -> int:
@@ -62,7 +64,9 @@ def plan_import(published: Published) -> Conversion:
     wanted = {tensor.name: tensor for tensor in named(family.rules(config), parameter_table(config))}
     there = {_present_name(family, name, wanted): name for name in published.tensors}
     missing = sorted(set(wanted) - set(there))
-    extra = sorted(n for n in set(there) - set(wanted) if not any(re.search(p, n) for p in family.ignored))
+    others = sorted(n for n in set(there) - set(wanted) if not _is_named(n, family.ignored))
+    left_out = tuple(name for name in others if _is_named(name, family.left_out))
+    extra = [name for name in others if name not in left_out]
     found = {name: published.tensors[there[name]].shape for name in wanted if name in there}
     misshaped = [
         f"{name} is {list(shape)} and should be {list(wanted[name].shape)}"
@@ -81,7 +85,11 @@ def plan_import(published: Published) -> Conversion:
         )
     kinds = {published.tensors[there[name]].dtype for name in wanted}
     dtype = next(iter(kinds)) if len(kinds) == 1 else "float32"
-    return Conversion(config, family, {there[name]: tensor for name, tensor in wanted.items()}, dtype)
+    return Conversion(config, family, {there[name]: tensor for name, tensor in wanted.items()}, dtype, left_out)
+
+
+def _is_named(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _checked(config: TransformerConfig, published: Published) -> TransformerConfig:

@@ -60,6 +60,12 @@ def merge(x_BTF: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) ->
     return _with_bias(y, bias)
 
 
+def scaled(x: jax.Array, by: float) -> jax.Array:
+    """`x` times a constant, in the type of `x`."""
+    # float32: else the constant is rounded before the product is.
+    return (x.astype(jnp.float32) * by).astype(x.dtype)
+
+
 def _as_matrix(kernel: jax.Array, inputs: int) -> jax.Array:
     """`kernel` with its first `inputs` axes as one, and the others; only the first of either may be cut."""
     shape = math.prod(kernel.shape[:inputs]), math.prod(kernel.shape[inputs:])

@@ -13,7 +13,7 @@ from jaxllm.config import GATED, TransformerConfig
 from jaxllm.layers.attention import Backend, Mask, attention, cached_attention
 from jaxllm.layers.dropout import dropout
 from jaxllm.layers.experts import expert_mlp
-from jaxllm.layers.linear import WIDE, merge, project, project_all
+from jaxllm.layers.linear import WIDE, merge, project, project_all, scaled
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.norm import layer_norm, rms_norm
 from jaxllm.layers.rope import Tables, apply_rope
@@ -156,7 +156,7 @@ def _scaled(config: TransformerConfig, q: jax.Array) -> jax.Array:
     """Queries, so that attention, which divides by the root of `head_dim`, multiplies by `attention_scale`."""
     if config.attention_scale is None:
         return q
-    return q * jnp.asarray(config.attention_scale * config.head_dim**0.5, q.dtype)
+    return scaled(q, config.attention_scale * config.head_dim**0.5)
 
 
 def memory_keys(params: Tree, hidden_BSD: jax.Array) -> list[jax.Array]:

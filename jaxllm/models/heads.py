@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxllm.common.trees import Tree
 from jaxllm.config import TransformerConfig
+from jaxllm.layers.linear import scaled
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.norm import layer_norm
 
@@ -20,7 +21,7 @@ def head_input(params: Tree, hidden_BTD: jax.Array, config: TransformerConfig) -
         transform, norm = params["head"]["transform"], params["head"]["norm"]
         hidden_BTD = ACTIVATIONS[config.mlp](_dense(hidden_BTD, transform))
         hidden_BTD = layer_norm(hidden_BTD, norm["scale"], norm["bias"], config.norm_eps)
-    return hidden_BTD if config.logit_scale == 1.0 else hidden_BTD * jnp.asarray(config.logit_scale, hidden_BTD.dtype)
+    return hidden_BTD if config.logit_scale == 1.0 else scaled(hidden_BTD, config.logit_scale)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:

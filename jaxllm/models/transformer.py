@@ -288,9 +288,11 @@ def _layers(
     if isinstance(stacked, tuple):
         results = []
         for i, layer in enumerate(stacked):
-            x_BTD, result = body(x_BTD, Layer(layer, None, has_window[i], *(c and c[i] for c in cached)))
+            key = None if keys is None else keys[i]
+            x_BTD, result = body(x_BTD, Layer(layer, key, has_window[i], *(c and c[i] for c in cached)))
             results.append(result)
-        return x_BTD, Result(cache and tuple(zip(*(r.cached for r in results), strict=True)), None)
+        router = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *(r.router for r in results))
+        return x_BTD, Result(cache and tuple(zip(*(r.cached for r in results), strict=True)), router)
     places = None if is_uniform else jnp.asarray(has_window)
     return jax.lax.scan(body, x_BTD, Layer(stacked, keys, places, *cached))
 

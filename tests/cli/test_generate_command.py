@@ -1,4 +1,5 @@
 import io
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -84,6 +85,14 @@ def test_weights_are_held_in_the_type_that_is_asked_for(folder, capsys):
     out, _ = output(capsys, folder, "the quick", "--dtype", "bfloat16")
     assert out == expected(folder, "the quick", dtype=jnp.bfloat16) + "\n"
     assert out != expected(folder, "the quick") + "\n"
+
+
+def test_what_publishers_ask_for_in_vain_is_told(folder, capsys, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "generation_config.json").write_text(json.dumps({"num_beams": 4, "min_length": 9}))
+    _, err = output(capsys, tmp_path / "run", "the quick")
+    assert f"[not followed of '{tmp_path / 'run' / 'generation_config.json'}': num_beams = 4, min_length = 9; " in err
+    assert "not followed" not in output(capsys, folder, "the quick").err
 
 
 def test_several_prompts_and_samples_are_labelled_and_equal_each_alone(folder, capsys):

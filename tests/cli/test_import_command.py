@@ -4,7 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jaxllm.cli.import_model import run
 from jaxllm.cli.main import main
@@ -15,7 +15,7 @@ from jaxllm.interop.huggingface import open_folder
 from jaxllm.interop.verify import Agreement
 from jaxllm.train.checkpoint import load_run_params
 from jaxllm.train.run_folder import saved_config
-from tests.interop.folders import decoder
+from tests.interop.folders import decoder, encoder
 from tests.interop.gguf.models import files_of, write
 
 
@@ -65,6 +65,14 @@ def test_a_gguf_file_gives_the_parameters_of_its_folder(published, imported, tmp
     assert config.model == other_config.model
     for path, leaf in flatten(others).items():
         np.testing.assert_array_equal(leaf, flatten(params)[path], err_msg=path)
+
+
+def test_a_head_that_is_lost_is_told(tmp_path, capsys):
+    folder, head = encoder(tmp_path / "bert"), "cls.seq_relationship.weight"
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), head: np.zeros((2, 32), np.float32)}, path)
+    assert run([str(folder), str(tmp_path / "ours")]) == 0
+    assert f"left out, since no model here has such a head: {head}\n" in capsys.readouterr().out
 
 
 def test_the_type_is_the_one_that_is_asked_for(published, tmp_path, capsys):

@@ -206,6 +206,29 @@ def test_the_configuration_beside_a_tokenizer_json_names_its_special_tokens(hugg
     assert after.fingerprint != before.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("named", "begin"),
+    [
+        ({"cls_token": "a", "sep_token": "b"}, "a"),
+        ({"cls_token": {"content": "a"}, "sep_token": "b", "bos_token": None}, "a"),
+        ({"cls_token": "a", "sep_token": "a", "bos_token": "c", "eos_token": "b"}, "c"),
+    ],
+)
+def test_bert_names_its_own_beginning_and_end(hugging_face_path, tmp_path, named, begin):
+    (tmp_path / "tokenizer.json").write_bytes(hugging_face_path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    found = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (found.bos_id, found.eos_id) == (found.token_id(begin), found.token_id("b"))
+
+
+@pytest.mark.parametrize("token", [5, ["a"], {"content": 5}])
+def test_a_special_token_that_is_no_text_is_refused(hugging_face_path, tmp_path, token):
+    (tmp_path / "tokenizer.json").write_bytes(hugging_face_path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: the eos token is .*: expected its text"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
 def test_tokens_that_stand_for_no_text_are_known(tokenizer, hugging_face_path, word_piece):
     assert tokenizer.special_ids() == set(range(9))
     assert load_tokenizer(hugging_face_path).special_ids() == {0}

@@ -13,8 +13,8 @@ def of(folder, said):
 
 
 def test_a_folder_need_not_say_anything(tmp_path):
-    assert recommended(tmp_path) == (None, None)
-    assert of(tmp_path, {"bos_token_id": 1, "eos_token_id": None, "top_p": None}) == (None, None)
+    assert recommended(tmp_path) == (None, None, {})
+    assert of(tmp_path, {"bos_token_id": 1, "eos_token_id": None, "top_p": None}) == (None, None, {})
 
 
 @pytest.mark.parametrize(("said", "ends"), [(2, {2}), ([7, 2, 7], {2, 7})])
@@ -37,6 +37,12 @@ def test_one_token_or_several_end_a_text(tmp_path, said, ends):
 )
 def test_sampling_is_as_it_is_said(tmp_path, said, sampling):
     assert of(tmp_path, said).sampling == sampling
+
+
+def test_what_is_not_followed_is_listed_unless_it_changes_nothing(tmp_path):
+    summariser = {"num_beams": 4, "length_penalty": 2.0, "min_length": 56, "forced_bos_token_id": 0}
+    plain = {"num_beam_groups": 1, "typical_p": 1.0, "suppress_tokens": [], "max_length": 142, "bos_token_id": 0}
+    assert of(tmp_path, {**summariser, **plain}).unfollowed == summariser
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ COPIES = {
     "gpt2": ["lm_head.weight", "transformer.h.0.attn.bias"],
     "llama_llama3": ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"],
     "gemma2": ["lm_head.weight"],
-    "bert_masked": ["cls.predictions.decoder.weight", "cls.seq_relationship.weight", "bert.embeddings.position_ids"],
+    "bert_masked": ["cls.predictions.decoder.weight", "bert.embeddings.position_ids"],
     "roberta_masked": ["lm_head.decoder.weight", "roberta.embeddings.position_ids"],
     "t5": ["lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
     "bart": ["lm_head.weight", "model.encoder.embed_tokens.weight"],
@@ -132,6 +132,14 @@ COPIES = {
 def test_copies_of_tied_tensors_and_buffers_are_ignored(name):
     model = changed(name, lambda arrays: arrays | {extra: np.zeros((3, 3), np.float32) for extra in COPIES[name]})
     assert plan_import(model).tensors == plan_import(published(name)).tensors
+    assert plan_import(model).left_out == ()
+
+
+def test_the_head_of_next_sentence_prediction_is_left_out():
+    head = "cls.seq_relationship.weight"
+    model = changed("bert_masked", lambda arrays: arrays | {head: np.zeros((2, 32), np.float32)})
+    assert plan_import(model).tensors == plan_import(published("bert_masked")).tensors
+    assert plan_import(model).left_out == (head,)
 
 
 @pytest.mark.parametrize(("name", "head"), [("gemma2", "lm_head.weight"), ("t5", "lm_head.weight")])

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import MeshConfig
-from jaxllm.layers.linear import merge, project
+from jaxllm.layers.linear import merge, project, scaled
 from jaxllm.sharding.mesh import make_mesh
 
 random = np.random.default_rng(0)
@@ -31,6 +31,13 @@ def test_merge_contracts_all_axes_but_the_kernels_last():
     expected = np.einsum("BTNH,NHD->BTD", x, BACK)
     np.testing.assert_allclose(merge(x, BACK), expected, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(merge(x, BACK, X[0, 0]), expected + X[0, 0], rtol=1e-5, atol=1e-4)
+
+
+def test_a_constant_is_not_rounded_before_the_product_is():
+    x, by = jnp.asarray(X, jnp.bfloat16), 512**-0.5
+    wanted = (np.asarray(x, np.float64) * by).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(scaled(x, by), wanted)
+    assert np.any(x * jnp.bfloat16(by) != wanted)
 
 
 def test_float32_weights_are_used_in_the_type_of_the_activations():

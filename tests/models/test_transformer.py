@@ -134,6 +134,17 @@ def test_one_window_in_all_layers_equals_layers_that_are_told_one_by_one():
     np.testing.assert_allclose(decoded(GEMMA, params).hidden, loop, atol=1e-5)
 
 
+def test_layers_that_are_told_one_by_one_drop_and_route_as_a_stack_does():
+    config = replace(GEMMA, experts=4, dropout=0.2, mlp="geglu")
+    params, key = parameters(config), jax.random.key(5)
+    stack, loop = (
+        decoded(config, given, dropout_key=key) for given in (params, {**params, "layers": per_layer(params["layers"])})
+    )
+    np.testing.assert_allclose(stack.hidden, loop.hidden, atol=1e-5)
+    np.testing.assert_allclose(stack.router, loop.router, atol=1e-6)
+    assert np.abs(stack.hidden - decoded(config, params).hidden).max() > 0.1
+
+
 def memory_of(config: TransformerConfig, params: Tree, lengths: jax.Array) -> Memory:
     segments = (jnp.arange(S) < lengths[:, None]).astype(jnp.int32)
     return Memory(encoded(config, params, segments_BT=segments), segments)

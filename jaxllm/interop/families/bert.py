@@ -137,7 +137,8 @@ BERT = Family(
     rules=bert_rules,
     prefix="bert.",
     renamed=(("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")),
-    ignored=(r"position_ids$", r"^cls\.predictions\.decoder\.", r"^cls\.seq_relationship\."),
+    ignored=(r"position_ids$", r"^cls\.predictions\.decoder\."),
+    left_out=(r"^cls\.seq_relationship\.",),
 )
 ROBERTA = Family(
     model_type="roberta",

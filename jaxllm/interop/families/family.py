@@ -27,3 +27,5 @@ class Family:
     """Parts of names in old files, and what they are called since."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of names that hold nothing: buffers, and second copies of tied tensors."""
+    left_out: tuple[str, ...] = ()
+    """The same of heads that no model here has; that they are lost is told."""
