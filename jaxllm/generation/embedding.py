@@ -23,7 +23,7 @@ from jaxllm.models.heads import mean_pooled, pooled
 from jaxllm.models.transformer import Transformer, cast_for_use, encode
 
 SHORTEST_ROW = 64
-"""Places of a row; of longer ones where a text needs them, to a power of two."""
+"""Places of a row; of more where texts have more tokens, to a power of two."""
 
 TOKENS_AT_ONCE = 512
 """In one call of the model on a CPU, whose caches hold as much: 2,048 are 6 % (jax 0.10) to 20 % (0.12) slower."""
@@ -122,13 +122,11 @@ class Embedder:
 
     def _running(self, tokens: Sequence[Sequence[int]]) -> Iterator[Any]:
         """Batches: the texts of each row, and what is computed of them."""
-        lengths = np.array([len(ids) for ids in tokens], np.int64)
-        rows = np.array([max(SHORTEST_ROW, 1 << int(n - 1).bit_length()) for n in lengths])
-        for length in map(int, np.unique(rows)):
-            members, size = np.flatnonzero(rows == length), max(1, self._at_once // length)
-            for batch in _batches(lengths[members], length, size):
-                own = [[int(members[i]) for i in row] for row in batch]
-                yield own, self._run(self._params, *_laid(tokens, own, size, length))
+        for length, rows in _rows(np.array([len(ids) for ids in tokens], np.int64), self.width).items():
+            size = max(1, self._at_once // length)
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
+                yield batch, self._run(self._params, *_laid(tokens, batch, size, length))
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
@@ -158,11 +156,27 @@ def _vectors(
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def _batches(lengths: np.ndarray, length: int, size: int) -> list[list[list[int]]]:
-    """Texts in rows of that length, as few as are needed, and so many rows in a batch."""
-    starts, order = pack(lengths, length)
-    rows = [order[a:b].tolist() for a, b in pairwise(starts)]
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+def _rows(lengths: np.ndarray, width: int) -> dict[int, list[list[int]]]:
+    """Which texts share a row, by the rows' length; the shortest rows are as long as costs least.
+
+    Short rows stay half empty, since texts that are longer than half of one are alone in it; long ones cost scores of
+    texts that do not see each other. A place costs 1 + length / (2 width), as measured with MiniLM.
+    """
+    own = np.array([1 << int(n - 1).bit_length() for n in lengths], np.int64)
+    most = int(own.max(initial=SHORTEST_ROW))
+    shortest = (SHORTEST_ROW << i for i in range((2 * most // SHORTEST_ROW).bit_length()))
+    plans = [_packed(lengths, np.maximum(own, least)) for least in shortest]
+    return min(plans, key=lambda plan: sum(len(rows) * n * (1 + n / (2 * width)) for n, rows in plan.items()))
+
+
+def _packed(lengths: np.ndarray, places: np.ndarray) -> dict[int, list[list[int]]]:
+    """Texts in as few rows as they need, given how long the row of each is."""
+    rows = {}
+    for length in map(int, np.unique(places)):
+        members = np.flatnonzero(places == length)
+        starts, order = pack(lengths[members], length)
+        rows[length] = [members[order[a:b]].tolist() for a, b in pairwise(starts)]
+    return rows
 
 
 def _laid(tokens: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], size: int, length: int) -> list[np.ndarray]:

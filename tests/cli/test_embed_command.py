@@ -60,6 +60,12 @@ def test_pooling_is_as_the_files_say_or_as_is_asked_for(model, text, tmp_path):
     assert np.abs(np.linalg.norm(own, axis=1) - 1).min() > 0.1
 
 
+def test_weights_are_held_in_the_type_that_is_asked_for(model, text, tmp_path):
+    exact, rounded = (embedded(model, text, tmp_path, "--dtype", dtype) for dtype in ("float32", "bfloat16"))
+    np.testing.assert_array_equal(exact, embedded(model, text, tmp_path))
+    assert 1e-4 < np.abs(exact - rounded).max() / np.abs(exact).max() < 0.1
+
+
 def test_a_line_is_read_up_to_the_most_tokens(model, text, tmp_path):
     """The last line is longer than the 12 tokens of `sentence_bert_config.json`."""
     whole, cut = embedded(model, text, tmp_path, "--max-tokens", "40"), embedded(model, text, tmp_path)
