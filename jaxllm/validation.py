@@ -181,7 +181,7 @@ def _name(name: str) -> Iterator[str]:
 
 
 def _model(model: TransformerConfig) -> Iterator[str]:
-    if not is_multiple(model.heads, model.kv_heads):
+    if _is_in_range(model, "heads") and not is_multiple(model.heads, model.kv_heads):
         fitting = divisors(model.heads)
         yield (
             f"model.kv_heads = {model.kv_heads}: must divide model.heads = {model.heads}; "

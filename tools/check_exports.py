@@ -21,7 +21,7 @@ from jaxllm.config import TransformerConfig
 from jaxllm.interop.convert import choose_family, exported
 from jaxllm.interop.families import FAMILIES, Family
 from jaxllm.interop.huggingface import write_folder
-from jaxllm.interop.verify import Agreement, compared
+from jaxllm.interop.verify import Verified, verify
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import initial
 from tests.interop.configurations import CONFIGS
@@ -65,11 +65,11 @@ def drawn(config: TransformerConfig) -> Tree:
     return map_with_path(moved, initial(jax.random.key(0), parameter_table(config)))
 
 
-def checked(config: TransformerConfig, family: Family, folder: Path) -> Agreement:
+def checked(config: TransformerConfig, family: Family, folder: Path) -> Verified:
     """How far transformers is from us, given what is written."""
-    values = {**family.write(config), "model_type": family.model_type}
-    write_folder(folder, values, exported(config, family, flatten(drawn(config)), "float32"), {})
-    return compared(folder)
+    values, params = {**family.write(config), "model_type": family.model_type}, drawn(config)
+    write_folder(folder, values, exported(config, family, flatten(params), "float32"), {})
+    return verify(folder, config, params)
 
 
 def main() -> int:
@@ -78,9 +78,9 @@ def main() -> int:
         for number, config in enumerate(map(small, configs)):
             for family in {f.model_type: f for f in (FAMILIES[name], choose_family(config, None))}.values():
                 with tempfile.TemporaryDirectory() as temporary:
-                    agreement = checked(config, family, Path(temporary, "model"))
-                differ += not agreement.is_rounding
-                print(f"{name} {number} as {family.model_type}: {agreement}", flush=True)
+                    verified = checked(config, family, Path(temporary, "model"))
+                differ += not verified.is_sound(is_rounded=False)
+                print(f"{name} {number} as {family.model_type}: {verified.theirs}", flush=True)
     return differ > 0
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxllm.cli.generate import SAMPLING, tell_unfollowed
+from jaxllm.cli.generate import SAMPLING, tell_unfollowed, with_recommended
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 from jaxllm.generation.config import SamplingConfig
-from jaxllm.generation.recommended import recommended
+from jaxllm.generation.recommended import Recommended
 
 if TYPE_CHECKING:
     from jaxllm.generation.chat import Conversation
@@ -56,15 +56,13 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: a folder or setting that will not do.
     """
-    command = tyro.cli(Command, args=argv, prog="jaxllm chat")
-    if sampling := recommended(command.run).sampling:
-        command = tyro.cli(Command, args=argv, prog="jaxllm chat", default=Command(run=command.run, sampling=sampling))
+    command, said = with_recommended(Command, argv, "jaxllm chat")
     command.sampling.check()
     if command.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: expected 1 or more, got {command.max_new_tokens}")
     if not 0 <= command.seed < 2**32:
         raise UserError(f"--seed: expected 0 to {2**32 - 1}, got {command.seed}")
-    talk = _conversation(command)
+    talk = _conversation(command, said)
     if command.message:
         return _script(iter(command.message), lambda text: _say(text, talk))
     if not sys.stdin.isatty():
@@ -72,7 +70,7 @@ def run(argv: list[str]) -> int:
     return _terminal(talk)
 
 
-def _conversation(command: Command) -> "Conversation":
+def _conversation(command: Command, said: Recommended) -> "Conversation":
     from jaxllm.data.chat_template import load_chat_template
     from jaxllm.data.chat_tokens import end_of_turn
     from jaxllm.data.tokenizer import load_tokenizer
@@ -92,7 +90,7 @@ def _conversation(command: Command) -> "Conversation":
         )
     config, params, info = load_run_params(folder, command.step, command.ema)
     info.check_tokenizer(tokenizer.fingerprint, path)
-    tell_unfollowed(folder, said := recommended(folder))
+    tell_unfollowed(folder, said)
     ends = said.ends or {tokenizer.eos_id}
     end = end_of_turn(template, tokenizer)
     dtype = None if command.dtype == "auto" else command.dtype

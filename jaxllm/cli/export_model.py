@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
     from jaxllm.interop.gguf.write import write_gguf
     from jaxllm.interop.huggingface import files_of, write_folder
     from jaxllm.interop.sentencepiece_files import hugging_face_files
-    from jaxllm.interop.verify import compared, rounded
+    from jaxllm.interop.verify import verify
     from jaxllm.train.checkpoint import load_run_params
 
     config, params, _ = load_run_params(folder, command.step, command.ema)
@@ -82,10 +82,8 @@ def run(argv: list[str]) -> int:
     print(f"exported {family.model_type} with {count:,} parameters in {len(tensors):,} tensors as {dtype} to '{out}'")
     if not command.verify:
         return 0
-    agreement, change = compared(out), rounded(out, config.model, params)
-    print(f"logits of ours and of transformers {agreement}")
-    print(f"logits before and after the export {change}")
-    return 0 if agreement.is_rounding and (change.difference == 0 or dtype != own) else 1
+    print(verified := verify(out, config.model, params))
+    return 0 if verified.is_sound(is_rounded=dtype != own) else 1
 
 
 def _published_config(folder: Path, model: TransformerConfig, wanted: str | None) -> tuple["Family", Mapping[str, Any]]:

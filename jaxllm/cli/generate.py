@@ -4,17 +4,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 from jaxllm.generation.config import BeamConfig, SamplingConfig
+from jaxllm.generation.recommended import SEARCH, Recommended, recommended
 
 if TYPE_CHECKING:
     from jaxllm.generation.generate import Generation, Generator
-    from jaxllm.generation.recommended import Recommended
+
+T = TypeVar("T")
 
 SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95)
 
@@ -31,6 +33,7 @@ class Command:
     max_new_tokens: int = 256
     """Tokens of each continuation, at most; it also ends where the model's positions do."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SAMPLING
+    """Where the folder has a generation_config.json, what that says comes before these defaults."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A text ends before this string."""
     beams: int = 0
@@ -61,19 +64,18 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: a folder, prompt or setting that will not do.
     """
-    command = tyro.cli(Command, args=argv, prog="jaxllm generate")
+    command, said = with_recommended(Command, argv, "jaxllm generate")
     command.sampling.check()
     for name, least in {"max_new_tokens": 1, "samples": 1, "batch": 1, "beams": 0}.items():
         if getattr(command, name) < least:
             raise UserError(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(command, name)}")
-    search = _search(command)
+    search = _search(command, said.sampling or SAMPLING)
     if not 0 <= command.seed <= 2**32 - command.samples:
         raise UserError(f"--seed: expected 0 to {2**32 - command.samples}, got {command.seed}")
     prompts = [_text(prompt, i) for i, prompt in enumerate(command.prompts or ("",), 1)]
 
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.generate import Generator
-    from jaxllm.generation.recommended import recommended
     from jaxllm.train.checkpoint import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
@@ -81,7 +83,7 @@ def run(argv: list[str]) -> int:
     config, params, info = load_run_params(folder, command.step, command.ema)
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)
-    tell_unfollowed(folder, said := recommended(folder))
+    tell_unfollowed(folder, said, followed=SEARCH if search else ())
     generator = Generator(
         config.model,
         params,
@@ -101,16 +103,27 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def tell_unfollowed(folder: Path, said: "Recommended") -> None:
+def with_recommended(kind: type[T], argv: list[str], prog: str) -> tuple[T, Recommended]:
+    """A command of options, whose defaults of sampling are what its model's publishers say; and all that they say."""
+    command: Any = tyro.cli(kind, args=argv, prog=prog)
+    said = recommended(command.run)
+    if said.sampling:
+        given: Any = kind
+        command = tyro.cli(kind, args=argv, prog=prog, default=given(run=command.run, sampling=said.sampling))
+    return command, said
+
+
+def tell_unfollowed(folder: Path, said: Recommended, followed: Sequence[str] = ()) -> None:
     """Says on the standard error what the publishers of a model say in vain."""
-    if said.unfollowed:
-        listed = ", ".join(f"{name} = {value!r:.40}" for name, value in said.unfollowed.items())
-        hint = "; jaxllm generate --beams searches" if "num_beams" in said.unfollowed else ""
+    vain = {name: value for name, value in said.unfollowed.items() if name not in followed}
+    if vain:
+        listed = ", ".join(f"{name} = {value!r:.40}" for name, value in vain.items())
+        hint = "; jaxllm generate --beams searches" if "num_beams" in vain else ""
         print(f"[not followed of '{folder / 'generation_config.json'}': {listed}{hint}]", file=sys.stderr)
 
 
-def _search(command: Command) -> BeamConfig | None:
-    """None draws.
+def _search(command: Command, sampling: SamplingConfig) -> BeamConfig | None:
+    """None draws; `sampling` is what is not asked for.
 
     Raises:
         UserError: an option that has no meaning beside the others.
@@ -119,7 +132,7 @@ def _search(command: Command) -> BeamConfig | None:
         if (command.length_penalty, command.early_stopping) != (Command.length_penalty, Command.early_stopping):
             raise UserError("--length-penalty, --early-stopping: are of a search, which --beams turns on")
         return None
-    if command.sampling != SAMPLING or command.stop or command.seed:
+    if command.sampling != sampling or command.stop or command.seed:
         raise UserError("--beams: the likeliest text is not drawn; --seed, --stop and options of sampling are for that")
     if command.samples > command.beams:
         raise UserError(f"--samples: expected 1 to {command.beams} (--beams), got {command.samples}")

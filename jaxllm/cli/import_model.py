@@ -63,10 +63,10 @@ def run(argv: list[str]) -> int:
 
     from jaxllm.interop.convert import load, plan_import
     from jaxllm.interop.open import open_published
-    from jaxllm.interop.verify import compared
+    from jaxllm.interop.verify import verify
     from jaxllm.train.run_folder import save_config
 
-    began, agreement = time.perf_counter(), None
+    began, is_sound = time.perf_counter(), True
     published = open_published(source)
     conversion = plan_import(published)
     dtype = conversion.dtype if command.dtype == "auto" else command.dtype
@@ -77,12 +77,12 @@ def run(argv: list[str]) -> int:
         params = load(published, conversion, mesh, dtype, Progress("importing", "parameters", conversion.parameters))
         loaded = time.perf_counter()
         if command.verify:
-            agreement = compared(published.path)
-            print(f"logits of ours and of transformers {agreement}")
+            print(verified := verify(published.path, conversion.config, params))
+            is_sound = verified.is_sound(is_rounded=dtype != conversion.dtype)
         save_config(writing, config)
         _save_params(writing, params, writing / tokenizer)
     _tell(conversion, params, dtype, out, loaded - began, time.perf_counter() - began)
-    return 0 if agreement is None or agreement.is_rounding else 1
+    return 0 if is_sound else 1
 
 
 def _copy_files(published: "Published", folder: Path) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,16 +42,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path`, which takes its place when the block ends well, and is gone otherwise.
 
     Raises:
-        UserError: `path` is there and is not an empty folder.
+        UserError: `path` is there and is not an empty folder, or leads through a file.
         OSError: it cannot be written.
     """
     there = UserError(f"'{path}' is there already: name another folder, or remove it")
     target = Path(os.path.realpath(path))
-    writing = target.with_name(f".{target.name}.{os.getpid()}.writing")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise there
     try:
-        writing.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"cannot make '{path}': a part of that path is a file") from None
+    own = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".writing"))
+    try:
+        (writing := own / target.name).mkdir()
         yield writing
         try:
             os.replace(writing, target)
@@ -59,4 +64,4 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 raise
             raise there from None  # by now
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ def _read(hint: Any, value: Any, default: Any, where: str, mistakes: dict[str, s
         return tuple(_read(args[0], item, args[0](), f"{where}.{i}", mistakes) for i, item in enumerate(value))
     if origin is types.UnionType:  # the only ones are `X | None`
         return None if value is None else _read(args[0], value, default, where, mistakes)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if value in args if origin is Literal else type(value) is hint:
         return value

@@ -5,7 +5,7 @@ import hashlib
 import re
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +206,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
         beside = path.with_name("tokenizer_config.json")
         named = read_json(beside, dict) if beside.is_file() else {}
-        self.eos_id = self._special("eos", named, -1)
-        self.bos_id = self._special("bos", named, self.eos_id)
+        texts = {role: _named_token(named, role, beside) for role in USUAL}
+        self.eos_id = self._special("eos", texts, -1)
+        self.bos_id = self._special("bos", texts, self.eos_id)
         said = named.get("add_bos_token")
         self.begins = self._model.encode("a").ids[:1] == [self.bos_id] if said is None else bool(said)
-        self.pad_id = self._special("pad", named, self.eos_id)
-        mask_id = self._special("mask", named, -1)
+        self.pad_id = self._special("pad", texts, self.eos_id)
+        mask_id = self._special("mask", texts, -1)
         self.mask_id = None if mask_id < 0 else mask_id
         ids = f"{self.bos_id},{self.eos_id},{self.pad_id}".encode()
         self.fingerprint = hashlib.blake2b(content + ids, digest_size=16).hexdigest()
@@ -226,13 +227,9 @@ class HuggingFaceTokenizer(Tokenizer):
     def _with_specials(self) -> tokenizers.Tokenizer:
         return self._loaded()
 
-    def _special(self, role: str, named: dict[str, Any], default: int) -> int:
-        token = next(filter(None, map(named.get, NAMED.get(role, (f"{role}_token",)))), None)
-        spelling = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(spelling, str | None):
-            raise UserError(f"tokenizer_config.json: the {role} token is {token!r:.60}: expected its text")
-        spellings = USUAL[role] if spelling is None else [spelling]
-        found = (self._model.token_to_id(spelling) for spelling in spellings)
+    def _special(self, role: str, texts: Mapping[str, str | None], default: int) -> int:
+        text = texts[role]
+        found = map(self._model.token_to_id, USUAL[role] if text is None else [text])
         return next((i for i in found if i is not None), default)
 
     def encode(self, text: str) -> list[int]:
@@ -270,6 +267,15 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def token_name(self, i: int) -> str:
         return self._model.id_to_token(i) or ""
+
+
+def _named_token(named: Mapping[str, Any], role: str, where: Path) -> str | None:
+    """The text of a special token, if the file `where`, which holds `named`, has one."""
+    token = next(filter(None, map(named.get, NAMED.get(role, (f"{role}_token",)))), None)
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str | None):
+        raise UserError(f"'{where}': the {role} token is {token!r:.60}: expected its text")
+    return text
 
 
 def _going_on(model: tokenizers.Tokenizer, text: str) -> list[int]:

@@ -13,6 +13,9 @@ from jaxllm.generation.config import SamplingConfig
 FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """The names of `SamplingConfig`, which are those of the file too."""
 
+SEARCH = ("num_beams", "length_penalty", "early_stopping")
+"""What `BeamConfig` is for."""
+
 WITHOUT_EFFECT: dict[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -32,6 +35,11 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
     "guidance_scale": 1,
+    "stop_strings": None,
+    "force_words_ids": None,
+    "constraints": None,
+    "top_h": None,
+    "watermarking_config": None,
     "penalty_alpha": 0,
     "typical_p": 1,
     "epsilon_cutoff": 0,

@@ -60,7 +60,7 @@ def plan_import(published: Published) -> Conversion:
     where = published.path / "config.json" if published.path.is_dir() else published.path
     settings = Settings(published.config, str(where), frozenset(published.tensors))
     family = family_of(settings)
-    config = _checked(family.read(settings), published)
+    config = _checked(family.read(settings), str(where), len(published.tensors))
     wanted = {tensor.name: tensor for tensor in named(family.rules(config), parameter_table(config))}
     there = {_present_name(family, name, wanted): name for name in published.tensors}
     missing = sorted(set(wanted) - set(there))
@@ -92,12 +92,11 @@ def _is_named(name: str, patterns: Sequence[str]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _checked(config: TransformerConfig, published: Published) -> TransformerConfig:
+def _checked(config: TransformerConfig, where: str, count: int) -> TransformerConfig:
     """Types as they are declared, and values that make a model.
 
-    More layers or experts than there are tensors would fill the memory with names.
+    More layers or experts than the `count` of tensors would fill the memory with names.
     """
-    count = len(published.tensors)
     config, wrong = read_dict(TransformerConfig, to_dict(config))
     mistakes = list(wrong.values()) or model_problems(config)
     mistakes += [
@@ -106,7 +105,7 @@ def _checked(config: TransformerConfig, published: Published) -> TransformerConf
         if (size := getattr(config, field) or 0) > count
     ]
     if mistakes:
-        raise UserError(f"'{published.path}': config.json gives what will not do: " + "\n  ".join(mistakes))
+        raise UserError(f"{where} gives a model that will not do: " + "\n  ".join(mistakes))
     return config
 
 

@@ -2,11 +2,15 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from jaxllm.config import RopeScaling, TransformerConfig, UserError
+
+LARGEST = 2**31 - 1
+"""Of all whole numbers of a model's shape."""
 
 PLAIN = {
     "gelu": "gelu_erf",
@@ -58,14 +62,16 @@ class Settings:
     def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A whole number, which must be there unless there is a default."""
         value = self[key] if default is None else self.get(key, default)
-        if type(value) is not int or value < least:
-            raise self.refuse(key, f"must be a whole number from {least} on")
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not least <= value <= LARGEST:
+            raise self.refuse(key, f"must be a whole number from {least} to {LARGEST}")
         return value
 
     def number(self, key: str, default: float | None = None, above: float = -math.inf) -> float:
-        """The same of any number but infinity."""
+        """The same of any number that a float can be."""
         value = self[key] if default is None else self.get(key, default)
-        if type(value) not in (int, float) or not above < value < math.inf:
+        if type(value) not in (int, float) or not above < value <= sys.float_info.max:
             raise self.refuse(key, "must be a number" if above == -math.inf else f"must be a number above {above}")
         return float(value)
 

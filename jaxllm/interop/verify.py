@@ -53,27 +53,41 @@ class Agreement(NamedTuple):
         )
 
 
-def compared(path: Path) -> Agreement:
-    """Our outputs and those of transformers, both of what is read of the published model at `path`, in float32.
+class Verified(NamedTuple):
+    """What `verify` finds."""
+
+    theirs: Agreement
+    """Between transformers and us, both of what is read of the files."""
+    kept: Agreement
+    """Between what is read of the files and the parameters that were made of them, or of which they were made."""
+
+    def is_sound(self, is_rounded: bool) -> bool:
+        """Whether the same was kept, or, where another type rounds it, numbers."""
+        is_kept = np.isfinite(self.kept.difference) if is_rounded else self.kept.difference == 0
+        return self.theirs.is_rounding and bool(is_kept)
+
+    def __str__(self) -> str:
+        return (
+            f"logits of ours and of transformers {self.theirs}\n"
+            f"logits of the model folder and of the published files {self.kept}"
+        )
+
+
+def verify(path: Path, config: TransformerConfig, params: Tree) -> Verified:
+    """Holds the published model at `path` against transformers, and against the model that we have of it.
 
     Raises:
         UserError: it cannot be opened, by us or by transformers, or torch or transformers are not installed.
     """
-    conversion, params = _read(path)
-    given = inputs(conversion.config)
-    return agreement(conversion.config, given, ours(conversion.config, params, given), theirs(path, conversion, given))
-
-
-def rounded(path: Path, config: TransformerConfig, params: Tree) -> Agreement:
-    """Our outputs of `params` and of what is read of the published model at `path`, to which they were exported."""
-    given = inputs(config)
-    return agreement(config, given, ours(config, _read(path)[1], given), ours(config, params, given))
-
-
-def _read(path: Path) -> tuple[Conversion, Tree]:
     published = open_published(path)
     conversion = plan_import(published)
-    return conversion, load(published, conversion, make_mesh(MeshConfig(data=1), jax.local_devices()[:1]), "float32")
+    given = inputs(conversion.config)
+    read = load(published, conversion, make_mesh(MeshConfig(data=1), jax.local_devices()[:1]), "float32")
+    mine = ours(conversion.config, read, given)
+    return Verified(
+        agreement(conversion.config, given, mine, theirs(path, conversion, given)),
+        agreement(conversion.config, given, ours(config, params, given), mine),
+    )
 
 
 def inputs(config: TransformerConfig) -> Inputs:

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -134,8 +135,22 @@ def test_what_is_there_is_left_alone(imported, tmp_path):
     assert (tmp_path / "model.gguf").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("difference", "status"), [(1e-5, 0), (1.0, 1)])
-def test_verifying_prints_how_far_the_logits_are_apart(imported, tmp_path, monkeypatch, capsys, difference, status):
-    monkeypatch.setattr(verify, "compared", lambda path: Agreement(difference, 1.0, 1.0))
-    assert run([str(imported), str(tmp_path / "hf"), "--verify"]) == status
-    assert f"logits of ours and of transformers differ by at most {difference:.2e}" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("theirs", "kept", "more", "status"),
+    [
+        (1e-5, 0.0, [], 0),
+        (1.0, 0.0, [], 1),
+        (1e-5, 1e-3, [], 1),
+        (1e-5, 1e-3, ["--dtype", "float16"], 0),
+        (1e-5, math.nan, ["--dtype", "float16"], 1),
+    ],
+)
+def test_verifying_prints_how_far_the_logits_are_apart(
+    imported, tmp_path, monkeypatch, capsys, theirs, kept, more, status
+):
+    found = verify.Verified(Agreement(theirs, 1.0, 1.0), Agreement(kept, 1.0, 1.0))
+    monkeypatch.setattr(verify, "verify", lambda path, config, params: found)
+    assert run([str(imported), str(tmp_path / "hf"), "--verify", *more]) == status
+    out = capsys.readouterr().out
+    assert f"logits of ours and of transformers differ by at most {theirs:.2e}" in out
+    assert f"logits of the model folder and of the published files differ by at most {kept:.2e}" in out

@@ -92,7 +92,20 @@ def test_what_publishers_ask_for_in_vain_is_told(folder, capsys, tmp_path):
     (tmp_path / "run" / "generation_config.json").write_text(json.dumps({"num_beams": 4, "min_length": 9}))
     _, err = output(capsys, tmp_path / "run", "the quick")
     assert f"[not followed of '{tmp_path / 'run' / 'generation_config.json'}': num_beams = 4, min_length = 9; " in err
+    assert (
+        "generation_config.json': min_length = 9]" in output(capsys, tmp_path / "run", "the quick", "--beams", "2").err
+    )
     assert "not followed" not in output(capsys, folder, "the quick").err
+
+
+def test_sampling_is_as_publishers_say_unless_it_is_asked_for(folder, capsys, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "generation_config.json").write_text(json.dumps({"temperature": 5.0, "do_sample": True}))
+    published = output(capsys, tmp_path / "run", "the quick").out
+    assert published == output(capsys, folder, "the quick", "--temperature", "5", "--top-p", "1").out
+    own = "--temperature", "0.8", "--top-p", "0.95"
+    assert published != output(capsys, folder, "the quick").out
+    assert output(capsys, tmp_path / "run", "the quick", *own).out == output(capsys, folder, "the quick").out
 
 
 def test_several_prompts_and_samples_are_labelled_and_equal_each_alone(folder, capsys):

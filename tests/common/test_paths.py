@@ -21,10 +21,9 @@ def test_a_folder_is_there_when_it_is_whole(tmp_path):
     assert (tmp_path / "new" / "folder" / "file").is_file()
 
 
-def test_of_two_processes_that_make_one_folder_the_first_to_end_has_it(tmp_path, monkeypatch):
+def test_of_two_that_make_one_folder_the_first_to_end_has_it(tmp_path):
     slow = whole_folder(tmp_path / "folder")
     (slow.__enter__() / "slow").touch()
-    monkeypatch.setattr("os.getpid", lambda: 1)
     with whole_folder(tmp_path / "folder") as quick:
         (quick / "quick").touch()
     with pytest.raises(UserError, match="folder' is there already: name another folder, or remove it"):
@@ -41,6 +40,15 @@ def test_a_link_to_an_empty_folder_or_to_none_is_followed(tmp_path, is_there):
         (writing / "file").touch()
     assert (tmp_path / "real" / "file").is_file()
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_within_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("file/folder", "file/folder/inner"):
+        with pytest.raises(UserError, match="a part of that path is a file"), whole_folder(tmp_path / name):
+            raise AssertionError
+    with pytest.raises(UserError, match="'/' is there already"), whole_folder(Path("/")):
+        raise AssertionError
 
 
 def test_what_is_there_is_left_alone(tmp_path):

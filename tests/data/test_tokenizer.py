@@ -225,7 +225,7 @@ def test_bert_names_its_own_beginning_and_end(hugging_face_path, tmp_path, named
 def test_a_special_token_that_is_no_text_is_refused(hugging_face_path, tmp_path, token):
     (tmp_path / "tokenizer.json").write_bytes(hugging_face_path.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: the eos token is .*: expected its text"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json': the eos token is .*: expected its text"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 

@@ -62,8 +62,8 @@ def test_a_long_list_of_tensors_is_cut():
 @pytest.mark.parametrize(
     ("name", "values", "complaint"),
     [
-        ("llama", {"vocab_size": "many"}, "vocab_size = 'many': must be a whole number from 1 on"),
-        ("llama", {"num_attention_heads": 0}, "num_attention_heads = 0: must be a whole number from 1 on"),
+        ("llama", {"vocab_size": "many"}, "vocab_size = 'many': must be a whole number from 1 to 2147483647"),
+        ("llama", {"num_attention_heads": 0}, "num_attention_heads = 0: must be a whole number from 1 to 2147483647"),
         ("llama", {"num_key_value_heads": 3}, "model.kv_heads = 3: must divide model.heads = 4"),
         ("llama", {"num_hidden_layers": 10**9}, "model.layers = 1000000000: there are but 35 tensors"),
         ("mixtral", {"num_local_experts": 10**9}, "model.experts = 1000000000: there are but 41 tensors"),
@@ -76,11 +76,12 @@ def test_a_long_list_of_tensors_is_cut():
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else None,
 )
 def test_a_value_that_makes_no_model_is_refused(name, values, complaint):
-    with pytest.raises(UserError, match=f"model.*: {complaint}"):
+    with pytest.raises(UserError, match=f"model.* {complaint}"):
         plan_import(published(name, **values))
 
 
-STRANGE = (None, True, 0, -1, 3, 10**9, 10**30, 0.5, math.inf, math.nan, "x", [], [0], {}, {"factor": "x"})
+STRANGE = (None, True, 0, -1, 3, 10**9, 10**18 + 9, 10**400, 0.5, math.inf, math.nan, "x", [], [0], {}, {"factor": "x"})
+"""Values that some key may not have."""
 
 
 @pytest.mark.parametrize("name", NAMES)

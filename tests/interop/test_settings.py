@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,13 @@ def test_a_key_that_is_not_there_is_named_with_the_nearest_one():
         settings(hiden_size=8)["hidden_size"]
     with pytest.raises(UserError, match="'hidden_size' is missing"):
         settings(hidden_size=None)["hidden_size"]
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    assert settings(length=8192.0).whole("length") == 8192
+    for wrong in (8192.5, math.inf, True, "8", 0):
+        with pytest.raises(UserError, match="must be a whole number from 1 to 2147483647"):
+            settings(length=wrong).whole("length")
 
 
 def test_null_stands_for_the_default():
