@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import HOSTILE, RECIPE, RECORDS, Machine, alive, wait_for
+from tests.launch.conftest import HOSTILE, RECIPE, RECORDS, ROOT, Machine, alive, wait_for
 
 OPTIONS = ["tpu_pod", "--name", "a", "--zone", "z", "--type", "v6e-8", "--runs", "gs://c", "--spot", "--poll", "1"]
 
@@ -88,6 +88,19 @@ def test_the_words_arrive_on_every_host(machine: Machine, cloud: Path):
     assert counted(cloud, "create a --node-id=a --zone=z --accelerator-type=v6e-8") == 1
     assert counted(cloud, "--runtime-version=v2-alpha-tpuv6e --spot") == 1
     assert counted(cloud, "delete a --zone=z --force --quiet") == 1
+
+
+def test_what_was_made_in_the_checkout_does_not_travel(machine: Machine, cloud: Path):
+    machine.put("jaxllm", 'shopt -s dotglob; echo * >"$CLOUD/listed$HOST"')
+    copy = machine.checkout()
+    travels = {path.name for path in copy.iterdir()}
+    for name in (".venv", ".venv-3.13", ".mypy_cache", "runs", "models", "build"):
+        (copy / name).mkdir()
+        (copy / name / "large").touch()
+    launcher, *options = OPTIONS
+    done = machine.run(f"{copy}/launch/{launcher}", *options, "--", f"{copy}/{Path(RECIPE).relative_to(ROOT)}")
+    assert done.returncode == 0, done.stderr
+    assert {*(cloud / "listed0").read_text().split()} == travels
 
 
 def test_a_tpu_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(machine: Machine, cloud: Path):
