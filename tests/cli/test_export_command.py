@@ -1,5 +1,4 @@
 import json
-import math
 import shutil
 from dataclasses import replace
 
@@ -13,10 +12,8 @@ from jaxllm.common.trees import flatten
 from jaxllm.config import ObjectiveConfig, RunConfig, TokenizerConfig, TransformerConfig, UserError
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
-from jaxllm.interop import verify
 from jaxllm.interop.gguf.read import open_gguf
 from jaxllm.interop.huggingface import open_folder
-from jaxllm.interop.verify import Agreement
 from jaxllm.train.checkpoint import load_run_params
 from tests.cli.test_generate_command import (
     FITTING,
@@ -133,24 +130,3 @@ def test_what_is_there_is_left_alone(imported, tmp_path):
         with pytest.raises(UserError, match="is there already"):
             run([str(imported), str(out)])
     assert (tmp_path / "model.gguf").read_text() == "mine"
-
-
-@pytest.mark.parametrize(
-    ("theirs", "kept", "more", "status"),
-    [
-        (1e-5, 0.0, [], 0),
-        (1.0, 0.0, [], 1),
-        (1e-5, 1e-3, [], 1),
-        (1e-5, 1e-3, ["--dtype", "float16"], 0),
-        (1e-5, math.nan, ["--dtype", "float16"], 1),
-    ],
-)
-def test_verifying_prints_how_far_the_logits_are_apart(
-    imported, tmp_path, monkeypatch, capsys, theirs, kept, more, status
-):
-    found = verify.Verified(Agreement(theirs, 1.0, 1.0), Agreement(kept, 1.0, 1.0))
-    monkeypatch.setattr(verify, "verify", lambda path, config, params: found)
-    assert run([str(imported), str(tmp_path / "hf"), "--verify", *more]) == status
-    out = capsys.readouterr().out
-    assert f"logits of ours and of transformers differ by at most {theirs:.2e}" in out
-    assert f"logits of the model folder and of the published files differ by at most {kept:.2e}" in out

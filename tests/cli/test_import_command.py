@@ -1,5 +1,4 @@
 import json
-import math
 import shutil
 
 import jax
@@ -11,9 +10,7 @@ from jaxllm.cli.import_model import run
 from jaxllm.cli.main import main
 from jaxllm.common.trees import flatten
 from jaxllm.config import UserError
-from jaxllm.interop import verify
 from jaxllm.interop.huggingface import open_folder
-from jaxllm.interop.verify import Agreement
 from jaxllm.train.checkpoint import load_run_params
 from jaxllm.train.run_folder import saved_config
 from tests.interop.folders import decoder, encoder
@@ -132,24 +129,3 @@ def test_a_folder_that_holds_something_is_left_alone(published, imported):
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match=r"there is no '.*nowhere': name a Hugging Face folder or a GGUF file"):
         run([str(tmp_path / "nowhere"), str(tmp_path / "ours")])
-
-
-@pytest.mark.parametrize(
-    ("theirs", "kept", "more", "status"),
-    [
-        (1e-5, 0.0, [], 0),
-        (1.0, 0.0, [], 1),
-        (1e-5, 1e-3, [], 1),
-        (1e-5, 1e-3, ["--dtype", "float16"], 0),
-        (1e-5, math.nan, ["--dtype", "float16"], 1),
-    ],
-)
-def test_verifying_prints_how_far_the_logits_are_apart(
-    published, tmp_path, monkeypatch, capsys, theirs, kept, more, status
-):
-    found = verify.Verified(Agreement(theirs, 1.0, 1.0), Agreement(kept, 1.0, 1.0))
-    monkeypatch.setattr(verify, "verify", lambda path, config, params: found)
-    assert run([str(published), str(tmp_path / "ours"), "--verify", *more]) == status
-    out = capsys.readouterr().out
-    assert f"logits of ours and of transformers differ by at most {theirs:.2e}" in out
-    assert f"logits of the model folder and of the published files differ by at most {kept:.2e}" in out
