@@ -163,7 +163,7 @@ def _rows(lengths: np.ndarray, width: int) -> dict[int, list[list[int]]]:
     texts that do not see each other. A place costs 1 + length / (2 width), as measured with MiniLM.
     """
     own = np.array([1 << int(n - 1).bit_length() for n in lengths], np.int64)
-    most = int(own.max(initial=SHORTEST_ROW))
+    most = max([SHORTEST_ROW, *own.tolist()])
     shortest = (SHORTEST_ROW << i for i in range((2 * most // SHORTEST_ROW).bit_length()))
     plans = [_packed(lengths, np.maximum(own, least)) for least in shortest]
     return min(plans, key=lambda plan: sum(len(rows) * n * (1 + n / (2 * width)) for n, rows in plan.items()))
