@@ -19,6 +19,7 @@ from jaxllm.config import (
     read_dict,
     to_dict,
 )
+from jaxllm.models.adapters import tuning_mistakes
 from jaxllm.sharding.preflight import divisors, is_multiple, mesh_mistakes, multiples, neighbours
 
 
@@ -87,6 +88,7 @@ RANGES: dict[str, Range] = {
     "model.logit_softcap": POSITIVE,
     "model.sliding_window": COUNT,
     "model.dropout": DECAY,
+    "model.first_dropout": DECAY,
     "model.init_std": POSITIVE,
     "data.sequence_length": Range(2),
     "data.validation_fraction": DECAY,
@@ -96,6 +98,17 @@ RANGES: dict[str, Range] = {
     "objective.noise": INSIDE,
     "objective.mean_span": Range(1),
     "objective.target_length": Range(2),
+    "tuning.lora.rank": COUNT,
+    "tuning.lora.alpha": POSITIVE,
+    "tuning.lora.dropout": DECAY,
+    "tuning.adaptive.start": Range(1),
+    "tuning.adaptive.warmup": DECAY,
+    "tuning.adaptive.settled": DECAY,
+    "tuning.adaptive.every": COUNT,
+    "tuning.adaptive.sensitivity_decay": DECAY,
+    "tuning.adaptive.uncertainty_decay": DECAY,
+    "tuning.adaptive.orthogonality": NOT_NEGATIVE,
+    "tuning.prompt.length": COUNT,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.adam_learning_rate": POSITIVE,
     "optimizer.b1": DECAY,
@@ -150,6 +163,7 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
         *_model(config.model),
         *_sources(config.data),
         *_objective(config),
+        *_tuning(config),
         *_extra_tokens(config.tokenizer),
         *_schedule(config.optimizer, config.train.steps),
         *_between_parts(config),
@@ -312,6 +326,12 @@ def _pairs(kind: str, data: DataConfig) -> Iterator[str]:
             yield f"{where}: kind {source.kind!r} has no fields; 'jsonl', 'parquet' and 'tfds' have"
     if data.packing == "concatenate" and any(source.target_field is not None for source in data.sources):
         yield "data.packing = 'concatenate': cuts pairs apart; 'documents' would do"
+
+
+def _tuning(config: RunConfig) -> Iterator[str]:
+    """Held against the model, where both are in their ranges."""
+    if not any(any(_out_of_range(config, part)) for part in ("model.", "tuning.")):
+        yield from tuning_mistakes(config)
 
 
 def _extra_tokens(tokenizer: TokenizerConfig) -> Iterator[str]:

@@ -31,7 +31,7 @@ def ours(options: argparse.Namespace) -> tuple[str, Callable[[list[str]], Any]]:
 
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.embedding import Embedder, published_pooling
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
     config, params, _ = load_run_params(options.model)

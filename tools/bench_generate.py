@@ -39,7 +39,7 @@ def ours(options: argparse.Namespace) -> tuple[str, Callable[[Any], Times]]:
     from jaxllm.generation.generate import Generator
     from jaxllm.models.table import parameter_table
     from jaxllm.models.transformer import initial
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.train.params import load_run_params
 
     if options.model:
         config, params, _ = load_run_params(options.model)

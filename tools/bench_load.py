@@ -47,7 +47,7 @@ def ours(options: argparse.Namespace) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.train.params import load_run_params
 
     def run() -> Any:
         _, params, _ = load_run_params(options.ours)

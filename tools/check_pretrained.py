@@ -56,7 +56,7 @@ def without_digit_rule(folder: Path) -> Any:
 def opened(folder: Path) -> tuple[Any, Any, Any]:
     """Configuration, parameters and tokenizer of a model folder."""
     from jaxllm.data.tokenizer import load_tokenizer
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
     config, params, _ = load_run_params(folder)

@@ -76,7 +76,8 @@ def _conversation(command: Command, said: Recommended) -> "Conversation":
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.chat import Conversation
     from jaxllm.generation.generate import Generator
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.models.adapters import virtual_tokens
+    from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_config, saved_tokenizer
 
     folder = user_path(command.run)
@@ -94,7 +95,8 @@ def _conversation(command: Command, said: Recommended) -> "Conversation":
     ends = said.ends or {tokenizer.eos_id}
     end = end_of_turn(template, tokenizer)
     dtype = None if command.dtype == "auto" else command.dtype
-    generator = Generator(config.model, params, tokenizer, ends=ends if end is None else ends | {end}, dtype=dtype)
+    ends, virtual = ends if end is None else ends | {end}, virtual_tokens(config.tuning)
+    generator = Generator(config.model, params, tokenizer, ends=ends, virtual=virtual, dtype=dtype)
     return Conversation(
         generator,
         template,

@@ -16,6 +16,9 @@ def run(argv: list[str]) -> int:
     from jaxllm.data.corpus import prepare_corpus
     from jaxllm.data.frequencies import unigram_loss
     from jaxllm.data.loader import Loader, loader_speed
+    from jaxllm.train.params import with_base_tokenizer
+
+    config = with_base_tokenizer(config)
 
     corpus = prepare_corpus(config.data, config.tokenizer, progress=True)
     start, rows = config.model.start_token, config.train.batch_size

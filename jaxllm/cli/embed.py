@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
 
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.embedding import Embedder, published_pooling
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
     config, params, info = load_run_params(folder)

@@ -65,7 +65,7 @@ def run(argv: list[str]) -> int:
     from jaxllm.interop.huggingface import files_of, write_folder
     from jaxllm.interop.sentencepiece_files import hugging_face_files
     from jaxllm.interop.verify import verify
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.train.params import load_run_params
 
     config, params, _ = load_run_params(folder, command.step, command.ema)
     arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}

@@ -76,7 +76,8 @@ def run(argv: list[str]) -> int:
 
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.generate import Generator
-    from jaxllm.train.checkpoint import load_run_params
+    from jaxllm.models.adapters import virtual_tokens
+    from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
     folder = user_path(command.run)
@@ -90,6 +91,7 @@ def run(argv: list[str]) -> int:
         tokenizer,
         ends=said.ends,
         begin=config.tokenizer.begins_prompts,
+        virtual=virtual_tokens(config.tuning),
         dtype=None if command.dtype == "auto" else command.dtype,
     )
     del params

@@ -61,6 +61,8 @@ def load_run_with(
     options = argv if wants_help else argv[1:]
     (given, run), unknown, unread = _overridden(options, own, config, prog)
     wrong |= unread
+    if run.base not in (None, config.base) and run.model == config.model:
+        run = _of_base(run)
     mistakes, known = [*unknown, *wrong.values()], None
     if devices and not (waits(given) and (mistakes or problems(run, None, wrong))):
         known = devices(given)
@@ -68,6 +70,14 @@ def load_run_with(
     by_folder = not argv[0].endswith(".py")
     moved = by_folder and run.name != config.name and not any(word.startswith("--output") for word in options)
     return _moved(config, run) if moved else run, given
+
+
+def _of_base(run: RunConfig) -> RunConfig:
+    """`run` with the model of its base, but for the dropout, which a base need not have had."""
+    assert run.base is not None
+    own = run.model
+    model = dataclasses.replace(saved_config(user_path(run.base)).model, dropout=own.dropout)
+    return dataclasses.replace(run, model=dataclasses.replace(model, first_dropout=own.first_dropout))
 
 
 def _moved(config: RunConfig, run: RunConfig) -> RunConfig:

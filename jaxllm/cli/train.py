@@ -85,12 +85,14 @@ def pretrain(config: RunConfig, options: Options = Options(), processes: Process
     from jaxllm.sharding.preflight import replicated
     from jaxllm.train.fit import check_attention, check_fits
     from jaxllm.train.loop import train
+    from jaxllm.train.params import with_base_tokenizer
     from jaxllm.train.report import Report
     from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, is_run_folder, run_folder
     from jaxllm.train.step import compute_dtype
 
     # Of this platform, so that the saved configuration says it and another platform's is a change.
     config = replace(config, train=replace(config.train, compute_dtype=compute_dtype(config).name))
+    config = with_base_tokenizer(config)
     _check_equal(config, options, processes)
     mesh = make_mesh(config.mesh)
     check_fits(config, mesh)
@@ -144,6 +146,7 @@ def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "
     """Continues the prompts of the run, or has them answered, in the first process."""
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
+    from jaxllm.models.adapters import virtual_tokens
     from jaxllm.sharding.placement import fetched
 
     prompts, length = config.eval.prompts, config.eval.sample_tokens
@@ -151,7 +154,8 @@ def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "
         return
     params = fetched(params, keep=processes.is_first)
     if params is not None:
-        generator = Generator(config.model, params, tokenizer, begin=config.tokenizer.begins_prompts)
+        begin, virtual = config.tokenizer.begins_prompts, virtual_tokens(config.tuning)
+        generator = Generator(config.model, params, tokenizer, begin=begin, virtual=virtual)
         samples = generator.generate(prompts, length, SamplingConfig(temperature=0.8, top_p=0.95))
         for prompt, sample in zip(prompts, samples, strict=True):
             report.say(f"\nsample of {prompt!r}:\n{prompt if generator.continues else ''}{sample.text}")

@@ -6,6 +6,7 @@
     E experts      M ffn of an expert J outputs of a router
     R relative position buckets       X distances        Y token types
     W model width as an output        Z labels           C chunks
+    Q ranks of a low-rank update      U virtual tokens
 
 `Axes` names the logical axes of a parameter; `jaxllm/sharding/rules.py` maps them to mesh axes.
 """

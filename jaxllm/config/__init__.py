@@ -23,18 +23,23 @@ from jaxllm.config.run import (
     TokenizerConfig,
     TrainConfig,
 )
+from jaxllm.config.tuning import AdaptiveConfig, LoraConfig, PromptConfig, RankConfig, TuningConfig
 
 __all__ = [
     "AXES",
     "GATED",
     "OBJECTIVES_OF",
     "PUBLISHED_NOISE",
+    "AdaptiveConfig",
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",
+    "LoraConfig",
     "MeshConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PromptConfig",
+    "RankConfig",
     "RopeScaling",
     "RunConfig",
     "ScheduleConfig",
@@ -42,6 +47,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "TransformerConfig",
+    "TuningConfig",
     "UserError",
     "differences",
     "expected",

@@ -124,5 +124,8 @@ class TransformerConfig:
     """The first input of the decoder of an encoder-decoder; none is the padding token."""
     dropout: float = 0.0
     """Dropped share of each residual branch and of the embedding, in training only."""
+    first_dropout: float | None = None
+    """That of the embedding and of the first layer, from which it grows evenly to `dropout` in the last (2305.11206);
+    none is `dropout`."""
     init_std: float = 0.02
     """Standard deviation of every matrix; residual outputs are scaled by 1 / sqrt(2 layers)."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxllm.config.model import TransformerConfig
+from jaxllm.config.tuning import TuningConfig
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 """Of the mesh, outermost first; fields of `MeshConfig`."""
@@ -220,10 +221,14 @@ class RunConfig:
     """Steps between lines of metrics."""
     profile_steps: int = 0
     """Steps recorded by the profiler, after the first ten of a long run, into `<run folder>/profile`."""
+    base: str | None = None
+    """The folder of a run or of an imported model, whose parameters, tokenizer and chat template the run begins with;
+    given here, it brings its `model` with it. None begins with random numbers."""
     model: TransformerConfig = TransformerConfig()  # noqa: RUF009  frozen
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    tuning: TuningConfig = TuningConfig()  # noqa: RUF009  frozen
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

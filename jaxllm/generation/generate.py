@@ -119,6 +119,7 @@ class Generator:
         max_length: int | None = None,
         ends: Collection[int] | None = None,
         begin: bool = True,
+        virtual: int = 0,
         dtype: Any = None,
     ):
         """
@@ -130,6 +131,7 @@ class Generator:
                 `config.max_positions`.
             ends: tokens that end a text; none means the end-of-document token.
             begin: put the begin-of-document token before a prompt.
+            virtual: virtual tokens that the parameters have, and every prompt begins with.
             dtype: of weights, products and cache; none means the platform's.
 
         Raises:
@@ -148,6 +150,7 @@ class Generator:
         self.tokenizer = tokenizer
         self.ends = ends
         self.begin = begin
+        self.virtual = virtual
         self.continues = config.architecture == "decoder"
         """A text goes on from its prompt, and shares its room; an encoder's prompt is another text."""
         self.programs: dict[tuple[Any, ...], Any] = {}
@@ -219,7 +222,12 @@ class Generator:
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of prompts, as `tokens` takes them."""
-        return [prompt_ids(self._model.config, self.tokenizer, prompt, self.begin) for prompt in prompts]
+        config = self._model.config
+        return [self.after_virtual(prompt_ids(config, self.tokenizer, prompt, self.begin)) for prompt in prompts]
+
+    def after_virtual(self, prompt: Sequence[int]) -> list[int]:
+        """The tokens of a prompt, after the virtual ones."""
+        return [*(self._model.config.vocab_size + i for i in range(self.virtual)), *prompt]
 
     def before(self, prompt: Sequence[int]) -> Sequence[int]:
         """The tokens that the new ones of this row follow."""
@@ -294,7 +302,7 @@ class Generator:
                     f"prompt {i} has {len(row)} tokens; expected 1 to {self.max_length}, which is what the model "
                     "reads (max_positions) or the max_length that was set"
                 )
-            if max(row) >= (size := self._model.config.vocab_size):
+            if max(row[self.virtual :], default=0) >= (size := self._model.config.vocab_size):
                 raise UserError(
                     f"prompt {i} has token {max(row)}, but the model's vocabulary has {size}; "
                     "the tokenizer is not its own"

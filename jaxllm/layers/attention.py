@@ -155,6 +155,35 @@ def cached_attention(
     return rearrange(out, "n B t N H -> B (n t) N H")[:, :T]
 
 
+def gated_attention(
+    q_BTNH: jax.Array, k_UKH: jax.Array, v_UKH: jax.Array, gate_N: jax.Array, *, softcap: float | None = None
+) -> jax.Array:
+    """Attention to learned keys and values alone, times tanh of a gate: nothing where that is 0 (2303.16199).
+
+    Args:
+        q_BTNH: queries.
+        k_UKH: learned keys; each row of the batch has its own where they are `[B, U, K, H]`.
+        v_UKH: learned values.
+        gate_N: of each head; or `[B, N]`.
+        softcap: as in `attention`.
+    """
+    spec = jax.typeof(q_BTNH).sharding.spec
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, gate: jax.Array) -> jax.Array:
+        B = "B" if k.ndim == 4 else ""
+        q = rearrange(q, "B T (K G) H -> B T K G H", K=k.shape[-2]) * q.shape[-1] ** -0.5
+        # float32: as in other attention.
+        s = jnp.einsum(f"BTKGH,{B}UKH->BTKGU", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+        p = jax.nn.softmax(s if softcap is None else softcap * jnp.tanh(s / softcap), axis=-1)
+        out = jnp.einsum(f"BTKGU,{B}UKH->BTKGH", p.astype(q.dtype), v.astype(q.dtype))
+        open_N = jnp.tanh(gate)[..., None] if not B else jnp.tanh(gate)[:, None, :, None]
+        return (rearrange(out, "B T K G H -> B T (K G) H") * open_N).astype(q.dtype)
+
+    if not any(spec):
+        return attend(q_BTNH, k_UKH, v_UKH, gate_N)
+    return jax.shard_map(attend, out_specs=P(*spec), check_vma=False)(q_BTNH, k_UKH, v_UKH, gate_N)
+
+
 def _few_cached(
     k_BKHS: jax.Array,
     v_BKSH: jax.Array,

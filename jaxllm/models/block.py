@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree
 from jaxllm.config import GATED, TransformerConfig
-from jaxllm.layers.attention import Backend, Mask, attention, cached_attention
+from jaxllm.layers.attention import Backend, Mask, attention, cached_attention, gated_attention
 from jaxllm.layers.dropout import dropout
+from jaxllm.layers.embedding import overlaid
 from jaxllm.layers.experts import expert_mlp
-from jaxllm.layers.linear import WIDE, merge, project, project_all, scaled
+from jaxllm.layers.linear import WIDE, Drop, merge, project, project_all, scaled
 from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.norm import layer_norm, rms_norm
 from jaxllm.layers.rope import Tables, apply_rope
@@ -46,6 +47,10 @@ class Context(NamedTuple):
     memory_length_B: jax.Array | None = None
     """Filled slots of a memory that is cached in its place."""
     backend: Backend = "auto"
+    virtual_BT: jax.Array | None = None
+    """Which virtual token stands in a place; -1 where none does. None where there are none at all."""
+    update_dropout: float = 0.0
+    """Dropped share of what low-rank updates read."""
 
 
 class Layer(NamedTuple):
@@ -53,6 +58,7 @@ class Layer(NamedTuple):
 
     params: Tree
     dropout_key: jax.Array | None = None
+    dropout_rate: Any = 0.0
     has_window: Any = False
     """A bool, or an array of one where a scan goes over layers with and without."""
     cached_keys: Any = None
@@ -83,8 +89,7 @@ def block(config: TransformerConfig, layer: Layer, x_BTD: jax.Array, context: Co
     params = layer.params
 
     def drop(name: str, y: jax.Array) -> jax.Array:
-        key = layer.dropout_key
-        return dropout(y, config.dropout, None if key is None else named_key(key, name))
+        return dropout(y, layer.dropout_rate, _key(layer, name))
 
     def norm(name: str, y: jax.Array) -> jax.Array:
         return normalise(config, params[name], y)
@@ -113,17 +118,30 @@ def block(config: TransformerConfig, layer: Layer, x_BTD: jax.Array, context: Co
     return x_BTD, Result(cached, router)
 
 
+def _key(layer: Layer, name: str) -> jax.Array | None:
+    return None if layer.dropout_key is None else named_key(layer.dropout_key, name)
+
+
+def _dropped(layer: Layer, context: Context, name: str) -> Drop:
+    """What low-rank updates read of the inputs of that name."""
+    return lambda x: dropout(x, context.update_dropout, _key(layer, f"{name} update"))
+
+
 def _attention(
     config: TransformerConfig, layer: Layer, context: Context, x_BTD: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     params = layer.params["attention"]
-    q, k, v = project_all(x_BTD, [params[name] for name in ("query", "key", "value")])
+    drop = _dropped(layer, context, "attention")
+    q, k, v = project_all(x_BTD, [params[name] for name in ("query", "key", "value")], drop=drop)
     if config.qk_norm != "none":
         q = normalise(config, params["query_norm"], q, "rms")
         k = normalise(config, params["key_norm"], k, "rms")
     if context.rope is not None:
         tables = _of_layer(layer.has_window, context.local_rope, context.rope)
         q, k = apply_rope(q, tables), apply_rope(k, tables)
+    if context.virtual_BT is not None and "prefix_key" in params:
+        k = overlaid(k, params["prefix_key"], context.virtual_BT)
+        v = overlaid(v, params["prefix_value"], context.virtual_BT)
     q, cached = _scaled(config, q), None
     start_B = context.cache_length_B
     if start_B is not None:
@@ -140,7 +158,10 @@ def _attention(
         out = within(config.sliding_window if layer.has_window else None)
     else:
         out = jax.lax.cond(layer.has_window, lambda: within(config.sliding_window), lambda: within(None))
-    return merge(out, **params["output"]), cached
+    if "gate" in params:
+        learned = params["gated_key"], params["gated_value"], params["gate"]
+        out += gated_attention(q, *learned, softcap=config.attention_softcap)
+    return merge(out, **params["output"], drop=_dropped(layer, context, "attention output")), cached
 
 
 def _of_layer(has_window: jax.Array | bool, local: Tables | None, everywhere: Tables) -> Tables:
@@ -168,7 +189,8 @@ def _cross_attention(
     config: TransformerConfig, layer: Layer, context: Context, x_BTD: jax.Array
 ) -> tuple[jax.Array, None]:
     params = layer.params["cross_attention"]
-    q = _scaled(config, project(x_BTD, **params["query"]))
+    drop = _dropped(layer, context, "cross_attention")
+    q = _scaled(config, project(x_BTD, **params["query"], dropped=drop(x_BTD)))
     if context.memory is not None:
         k, v = memory_keys(layer.params, context.memory.hidden_BSD)
         mask = Mask(context.mask.segments_BT, is_causal=False, key_segments_BS=context.memory.segments_BS)
@@ -177,7 +199,7 @@ def _cross_attention(
         assert context.memory_length_B is not None
         last_BT = jnp.broadcast_to(context.memory_length_B[:, None] - 1, x_BTD.shape[:2])
         out = cached_attention(q, layer.memory_keys, layer.memory_values, last_BT, softcap=config.attention_softcap)
-    return merge(out, **params["output"]), None
+    return merge(out, **params["output"], drop=_dropped(layer, context, "cross_attention output")), None
 
 
 def _mlp(
@@ -187,6 +209,7 @@ def _mlp(
     if config.experts:
         return expert_mlp(x_BTD, params, activation, config.experts_per_token, context.mask.segments_BT)
     names = ("gate", "up") if config.mlp in GATED else ("up",)
-    first, *gated = project_all(x_BTD, [params[name] for name in names], name=WIDE)
+    drop = _dropped(layer, context, "mlp")
+    first, *gated = project_all(x_BTD, [params[name] for name in names], name=WIDE, drop=drop)
     hidden = activation(first) * gated[0] if gated else activation(first)
-    return merge(hidden, **params["down"]), None
+    return merge(hidden, **params["down"], drop=_dropped(layer, context, "mlp down")), None

@@ -5,7 +5,7 @@ Initialisation, sharding, counts, memory and weight decay all follow from it. No
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxllm.common.axes import LEGEND, Axes
 from jaxllm.config import GATED, TransformerConfig
@@ -19,9 +19,11 @@ class Param:
     axes: Axes
     """A letter of `common/axes.py` for each dimension."""
     std: float
-    """Standard deviation of the normal it starts from; 0 starts at `start`."""
+    """Standard deviation of what it is drawn from at the start; 0 starts at `start`."""
     start: float = 0.0
     """The constant that it starts at when `std` is 0."""
+    law: Literal["normal", "uniform"] = "normal"
+    """What it is drawn from; around 0."""
 
     @property
     def size(self) -> int:
@@ -29,8 +31,18 @@ class Param:
 
     @property
     def is_matrix(self) -> bool:
-        """A linear map of a block or a head: what weight decay and Muon apply to."""
-        return self.std > 0 and self.axes[0] not in "VPYR"
+        """A linear map of a block or a head, or a factor of one: what weight decay and Muon apply to."""
+        return self.axes[0] not in "VPYR" and (self.std > 0 or self.is_factor)
+
+    @property
+    def is_factor(self) -> bool:
+        """One of the two factors of a low-rank update."""
+        return "Q" in self.axes and len(self.axes) > 2
+
+    @property
+    def reads(self) -> int:
+        """Of a block's matrix, how many axes after the layer's are summed over; the others are written."""
+        return 1 if self.axes[1] in "DQ" else len(self.axes) - 2
 
 
 def parameter_table(config: TransformerConfig) -> dict[str, Param]:

@@ -25,7 +25,7 @@ from jaxllm.config import RopeScaling, TransformerConfig
 from jaxllm.layers import blockwise, linear
 from jaxllm.layers.attention import Backend, Mask
 from jaxllm.layers.dropout import dropout
-from jaxllm.layers.embedding import lookup
+from jaxllm.layers.embedding import lookup, overlaid
 from jaxllm.layers.relative import relative_bias, row_bias
 from jaxllm.layers.rope import AS_TRAINED, Tables, rope_tables
 from jaxllm.models.block import Context, Layer, Memory, Result, block, memory_keys, normalise
@@ -67,10 +67,15 @@ def initial(key: jax.Array, table: dict[str, Param], specs: Mapping[str, P] = Ma
     def draw(path: str, leaf: Param) -> jax.Array:
         if leaf.std == 0:
             return jnp.full(leaf.shape, leaf.start, jnp.float32)
-        drawn = jax.random.normal(named_key(key, path), leaf.shape, jnp.float32, out_sharding=specs.get(path))
-        return leaf.std * drawn
+        law = jax.random.normal if leaf.law == "normal" else _uniform
+        return leaf.std * law(named_key(key, path), leaf.shape, jnp.float32, out_sharding=specs.get(path))
 
     return nest({path: draw(path, leaf) for path, leaf in table.items()})
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, out_sharding: P | None) -> jax.Array:
+    """Of mean 0 and variance 1."""
+    return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5, out_sharding=out_sharding)
 
 
 class Output(NamedTuple):
@@ -92,6 +97,7 @@ class Transformer(nn.Module):
         dtype: type of activations and products. Parameters are float32 whatever it is.
         remat: what the backward pass finds saved, `TrainConfig.remat`.
         attention: what computes it, `TrainConfig.attention`.
+        update_dropout: dropped share of what low-rank updates read, where dropout is on.
         at_use: `(group, parameters) -> parameters`, called on `embedding`, on each layer's slice of
             `layers` inside the scan, on `final_norm` and so on; the encoder's begin with `encoder/`.
     """
@@ -100,6 +106,7 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: Backend = "auto"
+    update_dropout: float = 0.0
     at_use: Callable[[str, Tree], Tree] = lambda name, params: params
 
     @nn.compact
@@ -132,7 +139,7 @@ def decode(
     Args:
         model: is asked for its attributes only.
         params: all of them.
-        tokens_BT: ids.
+        tokens_BT: ids; from the size of the vocabulary on those of virtual tokens, where the parameters have some.
         positions_BT: for RoPE or the learned table; 0, 1, ... (after the cached tokens) when left out.
         segments_BT: tokens attend within their segment only; one segment when left out. Not with a cache.
         cache: keys and values of earlier tokens, from `models/cache.py`.
@@ -144,6 +151,7 @@ def decode(
     positions_BT, segments_BT = _places(tokens_BT, positions_BT, segments_BT, start)
     x_BTD = _embedded(model, "", params, tokens_BT, positions_BT, dropout_key=dropout_key)
     context = _context(model, "", params, positions_BT, Mask(segments_BT, True, prefix_BT), is_cached=cache is not None)
+    context = context._replace(virtual_BT=_virtual(model, tokens_BT))
     if cache is not None:
         context = context._replace(cache_length_B=cache.length)
         if cache.memory is not None:
@@ -196,6 +204,11 @@ def _at(params: Tree, prefix: str) -> Tree:
     return params[prefix.rstrip("/")] if prefix else params
 
 
+def _virtual(model: Transformer, tokens_BT: jax.Array) -> jax.Array:
+    """Which virtual token each is, or -1."""
+    return jnp.maximum(tokens_BT - model.config.vocab_size, -1)
+
+
 def _places(
     tokens_BT: jax.Array, positions_BT: jax.Array | None, segments_BT: jax.Array | None, start: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
@@ -218,6 +231,9 @@ def _embedded(
         shared = model.at_use("embedding", params["embedding"])
         own = model.at_use("encoder/embedding", params["encoder"].get("embedding", {})) if prefix else shared
         x_BTD = lookup(shared["tokens"], tokens_BT).astype(model.dtype)
+        if "prompt" in params:
+            table = model.at_use("prompt", params["prompt"])["tokens"]
+            x_BTD = overlaid(x_BTD, table, _virtual(model, tokens_BT))
         if config.embedding_scale:
             x_BTD *= jnp.asarray(config.width**0.5, model.dtype)
         if config.positions == "learned":
@@ -228,7 +244,8 @@ def _embedded(
         if config.embedding_norm:
             x_BTD = normalise(config, own["norm"], x_BTD)
         if dropout_key is not None:
-            x_BTD = dropout(x_BTD, config.dropout, named_key(dropout_key, f"{prefix}embedding"))
+            rate = config.dropout if config.first_dropout is None else config.first_dropout
+            x_BTD = dropout(x_BTD, rate, named_key(dropout_key, f"{prefix}embedding"))
     return x_BTD
 
 
@@ -236,7 +253,8 @@ def _context(
     model: Transformer, prefix: str, params: Tree, positions_BT: jax.Array, mask: Mask, is_cached: bool
 ) -> Context:
     """What follows from the configuration and the positions, for all layers."""
-    config, context = model.config, Context(mask, backend=model.attention)
+    config = model.config
+    context = Context(mask, backend=model.attention, update_dropout=model.update_dropout)
 
     def tables(theta: float, scaling: RopeScaling) -> Tables:
         return rope_tables(positions_BT, config.head_dim, theta, config.rope_fraction, scaling)
@@ -275,26 +293,30 @@ def _layers(
         layer = layer._replace(params=model.at_use(group, layer.params))
         if is_uniform:
             layer = layer._replace(has_window=has_window[0])
+        if config.first_dropout is None:
+            layer = layer._replace(dropout_rate=config.dropout)
         x_BTD = checkpoint_name(x_BTD, INPUT)
         return block(config, layer, x_BTD, context)
 
     if model.remat != "none":
         body = jax.checkpoint(body, policy=REMAT[model.remat], prevent_cse=False)
     keys = None
-    if dropout_key is not None and config.dropout > 0:
+    if dropout_key is not None:
         keys = jax.random.split(named_key(dropout_key, group), depth)
+    rates = None if config.first_dropout is None else jnp.linspace(config.first_dropout, config.dropout, depth)
     memory = cache and cache.memory
     cached = (cache and cache.keys, cache and cache.values, memory and memory.keys, memory and memory.values)
     if isinstance(stacked, tuple):
         results = []
         for i, layer in enumerate(stacked):
             key = None if keys is None else keys[i]
-            x_BTD, result = body(x_BTD, Layer(layer, key, has_window[i], *(c and c[i] for c in cached)))
+            rate = None if rates is None else rates[i]
+            x_BTD, result = body(x_BTD, Layer(layer, key, rate, has_window[i], *(c and c[i] for c in cached)))
             results.append(result)
         router = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *(r.router for r in results))
         return x_BTD, Result(cache and tuple(zip(*(r.cached for r in results), strict=True)), router)
     places = None if is_uniform else jnp.asarray(has_window)
-    return jax.lax.scan(body, x_BTD, Layer(stacked, keys, places, *cached))
+    return jax.lax.scan(body, x_BTD, Layer(stacked, keys, rates, places, *cached))
 
 
 def _final_norm(model: Transformer, prefix: str, params: Tree, x_BTD: jax.Array) -> jax.Array:

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 import absl.logging
 import jax
@@ -34,11 +34,9 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxllm.common.processes import ALONE, Processes
 from jaxllm.common.trees import Tree, flatten, nest
-from jaxllm.config import RunConfig, UserError
+from jaxllm.config import UserError
 from jaxllm.data.cache import file_hashes
-from jaxllm.train.run_folder import saved_config
 from jaxllm.train.state import State
-from jaxllm.validation import problems, refuse
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,17 @@ class Checkpoints:
             raise self._does_not_fit(step, f"the checkpoint also holds '{min(extra)}'")
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted]), info
 
-    def restore_params(self, step: int, ema: bool) -> tuple[Tree, Info]:
-        """The parameters alone, on the first device; their moving average if `ema` and the run keeps one."""
+    def restore_params(
+        self, step: int, ema: bool, places: Mapping[str, jax.sharding.Sharding] = MappingProxyType({})
+    ) -> tuple[Tree, Info]:
+        """The parameters alone; their moving average if `ema` and the run keeps one.
+
+        Each lies where `places` says for its path, or on the first device.
+        """
         info = self.info(step)
-        sharding = SingleDeviceSharding(jax.devices()[0])
+        first = SingleDeviceSharding(jax.devices()[0])
         stored = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places.get(path.partition("/")[2], first))
             for path, leaf in self._stored(step).items()
         }
         for name in ("ema", "params") if ema else ("params",):
@@ -258,33 +261,6 @@ class Checkpoints:
             f"cannot write the checkpoint of step {step} in '{self.folder}': {_reason(error)}; {last}; make room or "
             "mend the folder, and run the same command again"
         )
-
-
-def load_run_params(
-    run_folder: Path, step: int | Literal["best"] | None = None, ema: bool = True
-) -> tuple[RunConfig, Tree, Info]:
-    """A run's configuration, its float32 parameters on the first device, and where it stood.
-
-    Args:
-        run_folder: of the run.
-        step: which checkpoint; the one with the lowest held-out loss, or the latest when left out.
-        ema: take the moving average of the parameters where the run keeps one.
-
-    Raises:
-        UserError: it is no run folder, its configuration does not hold together, or the checkpoint is not there or
-            damaged.
-    """
-    config = saved_config(run_folder)
-    refuse(problems(config))
-    with Checkpoints(run_folder) as checkpoints:
-        steps = checkpoints.steps()
-        if step is None and not steps:
-            raise UserError(f"the run in '{run_folder}' has no checkpoint yet")
-        if step == "best":
-            step = checkpoints.best()
-            if step is None:
-                raise UserError(f"no checkpoint of the run in '{run_folder}' has a held-out loss; name one by its step")
-        return config, *checkpoints.restore_params(steps[-1] if step is None else step, ema)
 
 
 @functools.cache

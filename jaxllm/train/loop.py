@@ -18,17 +18,20 @@ from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig, UserError
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.loader import Loader
+from jaxllm.peft.merge import effective
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import own_rows, place
 from jaxllm.sharding.rules import BATCH
+from jaxllm.train.begin import begin, load_frozen
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.evaluate import Evaluator, HeldOut
 from jaxllm.train.interrupt import Interrupt, Stop
 from jaxllm.train.metrics import Journal, Meter, read_metrics
+from jaxllm.train.params import read_origin, write_origin
 from jaxllm.train.plot import plot_loss
 from jaxllm.train.report import Report
 from jaxllm.train.run_folder import save_config, writing_in
-from jaxllm.train.state import abstract_state, initial_state
+from jaxllm.train.state import abstract_state
 from jaxllm.train.step import Metrics, make_step
 
 PROFILE_AFTER = 10
@@ -145,16 +148,17 @@ class _Loop:
 
     @property
     def params(self) -> Tree:
-        """What is evaluated and sampled."""
-        return self.state.params if self.state.ema is None else self.state.ema
+        """What is evaluated and sampled, with what is not trained."""
+        return effective(self.config, self.state.params if self.state.ema is None else self.state.ema, self.frozen)
 
     def start(self, step: int | None, allow_change: bool) -> None:
         """Restores the wanted checkpoint, or makes the first state, and forgets what is later."""
-        steps = self.checkpoints.agreed_steps()
+        steps, origin = self.checkpoints.agreed_steps(), None
         if step is None and not steps:
             self.info = Info(0, 0, self.loader.corpus.key, self.loader.corpus.tokenizer.fingerprint)
-            self.state = initial_state(self.config, self.mesh)
+            self.state, self.frozen, origin = begin(self.config, self.mesh, self.loader)
         else:
+            self.frozen = load_frozen(self.config, self.mesh, read_origin(self.folder))
             abstract = abstract_state(self.config, self.mesh)
             self.state, info = self.checkpoints.restore(abstract, steps[-1] if step is None else step)
             self.info = _checked_text(info, self.loader.corpus, allow_change)
@@ -163,6 +167,8 @@ class _Loop:
         if self.processes.is_first:
             with writing_in(self.folder):
                 save_config(self.folder, self.config)
+                if origin is not None:
+                    write_origin(self.folder, origin)
                 self.checkpoints.forget_after(self.info.step)
                 self.journal = Journal(self.folder, self.info.step)
 
@@ -179,9 +185,8 @@ class _Loop:
                     break
                 self.checkpoints.check()
                 self.trace(step - first, last - first + 1)
-                self.state, metrics = step_program(
-                    self.state, place(next(batches), self.mesh, self.config.train.batch_size)
-                )
+                batch = place(next(batches), self.mesh, self.config.train.batch_size)
+                self.state, metrics = step_program(self.state, batch, self.frozen)
                 self.read()  # the step before this one, which the device now works on
                 self.unread = step, metrics
                 if step < last:
@@ -208,7 +213,7 @@ class _Loop:
             for name, x in self.loader.batch(self.info.step, rows=()).items()
         }
         step: Any = make_step(self.config, self.mesh)
-        program = step.lower(abstract_state(self.config, self.mesh), batch).compile()
+        program = step.lower(abstract_state(self.config, self.mesh), batch, self.frozen).compile()
         self.report.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
         return program
 

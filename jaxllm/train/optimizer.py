@@ -109,8 +109,7 @@ def _partitioned_by_compiler(update: Callable[..., Any]) -> Callable[..., Any]:
 
 def _dimensions(leaf: Param) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a block's matrix are summed over and which it writes; none for what AdamW moves."""
-    if not leaf.is_matrix or leaf.axes[0] != "L":
+    if not leaf.is_matrix or leaf.axes[0] != "L" or "U" in leaf.axes:
         return None
     rest = tuple(range(1, len(leaf.axes)))
-    reads = rest[:1] if leaf.axes[1] == "D" else rest[:-1]
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=reads, output_axis=rest[len(reads) :])
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=rest[: leaf.reads], output_axis=rest[leaf.reads :])

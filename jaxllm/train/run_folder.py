@@ -85,6 +85,7 @@ def absolute(config: RunConfig) -> RunConfig:
     sources = tuple(s if s.kind == "tfds" else replace(s, path=whole(s.path)) for s in data.sources)
     return replace(
         config,
+        base=whole(config.base),
         data=replace(data, sources=sources, cache_dir=whole(data.cache_dir)),
         tokenizer=replace(tokenizer, path=whole(tokenizer.path)),
     )

@@ -1,6 +1,7 @@
 """The state of a run: made abstractly, then born already cut along the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.rng import named_key
-from jaxllm.common.trees import Tree, flatten
+from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import RunConfig
-from jaxllm.models.table import parameter_table
+from jaxllm.models.adapters import trained_table
 from jaxllm.models.transformer import initial
 from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.optimizer import make_optimizer
@@ -24,7 +25,7 @@ class State(NamedTuple):
     step: jax.Array
     """Optimizer steps done, skipped ones included; int32."""
     params: Tree
-    """Float32."""
+    """What is trained (`models/adapters.py`), float32."""
     opt_state: Any
     """optax's."""
     ema: Tree | None
@@ -35,14 +36,16 @@ class State(NamedTuple):
 
 def run_optimizer(config: RunConfig) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run."""
-    return make_optimizer(config.optimizer, config.train.steps, parameter_table(config.model))
+    return make_optimizer(config.optimizer, config.train.steps, trained_table(config))
 
 
-def _create(config: RunConfig, key: jax.Array) -> State:
-    table = parameter_table(config.model)
+def _create(config: RunConfig, key: jax.Array, given: Mapping[str, jax.Array]) -> State:
+    """With parameters that are `given` by their paths, and others drawn."""
+    table = trained_table(config)
     stage = config.mesh.zero_stage
     cut = optimizer_specs(table, stage)
-    optimized = jax.sharding.reshard(initial(named_key(key, "params"), table, flatten(cut)), cut)
+    drawn = initial(named_key(key, "params"), {p: x for p, x in table.items() if p not in given}, flatten(cut))
+    optimized = jax.sharding.reshard(nest({path: {**flatten(drawn), **given}[path] for path in table}), cut)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=jax.sharding.reshard(optimized, parameter_specs(table, stage)),
@@ -58,7 +61,7 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> State:
     Under explicit axes zeros made like a parameter are cut like it, so that the optimizer's state follows.
     """
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: _create(config, jax.random.key(config.seed)))
+        shapes = jax.eval_shape(lambda: _create(config, jax.random.key(config.seed), {}))
 
     def place(x: jax.ShapeDtypeStruct, memory: str = "device") -> jax.ShapeDtypeStruct:
         spec = P() if x.sharding is None else x.sharding.spec
@@ -75,13 +78,15 @@ def on_arrays(move: Callable[[Any], Any], opt_state: Any) -> Any:
     return jax.tree.map(lambda x: move(x) if x.ndim else x, opt_state)
 
 
-def initial_state(config: RunConfig, mesh: Mesh) -> State:
-    """The state at step 0, a function of the configuration and its seed alone, whatever the mesh.
+def initial_state(config: RunConfig, mesh: Mesh, given: Mapping[str, jax.Array] = MappingProxyType({})) -> State:
+    """The state at step 0, a function of the configuration, its seed and what is `given` alone, whatever the mesh.
+
+    Given are parameters by their paths, in float32, in place of those that would be drawn; they are consumed.
 
     To the bit, except that jax 0.12 on CPU rounds a few numbers differently where a shard's rows are narrower than 16:
     its scalar and its vector code of the inverse error function are not the same.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh))
     with jax.set_mesh(mesh):
-        make = jax.jit(lambda key: _create(config, key), out_shardings=shardings)
-        return make(jax.random.key(config.seed))
+        make = jax.jit(lambda key, given: _create(config, key, given), out_shardings=shardings, donate_argnums=1)
+        return make(jax.random.key(config.seed), dict(given))

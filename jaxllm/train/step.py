@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,13 +16,16 @@ from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
 from jaxllm.layers.shards import where_it_lies
-from jaxllm.models.table import parameter_table
+from jaxllm.models.adapters import trained_table, whole_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.objectives.token_loss import token_loss
+from jaxllm.peft.merge import joined, scaled_updates
 from jaxllm.sharding.gather import Types, gather_at_use
 from jaxllm.sharding.zero import differentiable, model_parameters, optimizer_specs, parameter_specs, summed
 from jaxllm.train.optimizer import learning_rate
 from jaxllm.train.state import State, on_arrays, run_optimizer
+
+EMPTY: Tree = MappingProxyType({})
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -46,25 +50,28 @@ def make_model(config: RunConfig) -> Transformer:
         dtype=compute_dtype(config),
         remat=config.train.remat,
         attention=config.train.attention,
-        at_use=gather_at_use(parameter_table(config.model), travel_types(config)),
+        update_dropout=config.tuning.lora.dropout,
+        at_use=gather_at_use(whole_table(config), travel_types(config)),
     )
 
 
-def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """`step(state, batch) -> (state, metrics)`; the state that goes in is consumed.
+def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metrics]]:
+    """`step(state, batch, frozen) -> (state, metrics)`; the state that goes in is consumed.
+
+    `frozen` are the parameters that are not trained; left out where all are.
 
     The gradient is that of the mean loss over all weighted tokens of the batch, however it is cut in devices
     and microbatches. Metrics: `loss` (nats a token, without the z-loss), `grad_norm` before clipping,
     `learning_rate`, `tokens` (the sum of weights), `finite` and `skipped`. A skipped step does not move the schedule.
     """
     optimizer, rate = run_optimizer(config), learning_rate(config.optimizer, config.train.steps)
-    table, stage = parameter_table(config.model), config.mesh.zero_stage
+    table, stage = trained_table(config), config.mesh.zero_stage
 
     to_device = functools.partial(jax.device_put, device=jax.memory.Space.Device)
     to_host = functools.partial(jax.device_put, device=jax.memory.Space.Host)
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        grads, weight, nll = accumulated(config, state, batch)
+    def step(state: State, batch: Batch, frozen: Tree = EMPTY) -> tuple[State, Metrics]:
+        grads, weight, nll = accumulated(config, state, batch, frozen)
         if config.train.offload_optimizer:
             state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
         weight = jnp.maximum(weight, 1.0)
@@ -98,20 +105,24 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[[State, Batch], tuple[S
     return _under(mesh, jax.jit(step, donate_argnums=0))
 
 
-def accumulated(config: RunConfig, state: State, batch: Batch) -> tuple[Tree, jax.Array, jax.Array]:
+def accumulated(
+    config: RunConfig, state: State, batch: Batch, frozen: Tree = EMPTY
+) -> tuple[Tree, jax.Array, jax.Array]:
     """Gradients of the loss summed over the tokens of the batch, cut as they are kept from one microbatch to the next.
 
     Also the sum of weights, and the loss without the z-loss.
     """
-    model, table, stage = make_model(config), parameter_table(config.model), config.mesh.zero_stage
+    model, table, stage = make_model(config), trained_table(config), config.mesh.zero_stage
+    drops = config.model.dropout > 0 or config.tuning.lora.dropout > 0
     parts = config.train.accumulate
     # A product over cut rows sums in its own type: to sum in another, it must leave its parts unsummed.
     late = parts > 1 or (stage == 0 and travel_types(config).summed != jnp.float32)
     key = named_key(jax.random.key(config.seed), "dropout", state.step)
 
     def loss(params: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        params = model_parameters(params, state.params, stage)
-        dropout_key = key if config.model.dropout > 0 else None
+        scaled, kept = (scaled_updates(config, tree) for tree in (params, state.params))
+        params = joined(frozen, model_parameters(scaled, kept, stage))
+        dropout_key = key if drops else None
         total, weight, metrics = token_loss(
             model, params, batch, dropout_key, chunk=config.train.loss_chunk, z_loss=config.train.z_loss
         )

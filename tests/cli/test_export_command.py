@@ -14,7 +14,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.interop.gguf.read import open_gguf
 from jaxllm.interop.huggingface import open_folder
-from jaxllm.train.checkpoint import load_run_params
+from jaxllm.train.params import load_run_params
 from tests.cli.test_generate_command import (
     FITTING,
     MODEL,

@@ -11,7 +11,7 @@ from jaxllm.cli.main import main
 from jaxllm.common.trees import flatten
 from jaxllm.config import UserError
 from jaxllm.interop.huggingface import open_folder
-from jaxllm.train.checkpoint import load_run_params
+from jaxllm.train.params import load_run_params
 from jaxllm.train.run_folder import saved_config
 from tests.interop.folders import decoder, encoder
 from tests.interop.gguf.models import files_of, write

@@ -11,7 +11,7 @@ import pytest
 from jaxllm.cli.train import Options, _check_equal, _check_shared, run
 from jaxllm.common.trees import flatten
 from jaxllm.config import RunConfig
-from jaxllm.train.checkpoint import load_run_params
+from jaxllm.train.params import load_run_params
 from tests.together import together
 
 WORDS = ["def", "class", "return", "self", "value", "name", "index", "for", "while", "None", "import"]

@@ -13,9 +13,9 @@ from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import param_specs
-from jaxllm.train.checkpoint import load_run_params
 from jaxllm.train.evaluate import Evaluator, HeldOut
 from jaxllm.train.metrics import read_metrics
+from jaxllm.train.params import load_run_params
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from jaxllm.config import MeshConfig, ScheduleConfig, TokenizerConfig, UserError
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.train import loop
-from jaxllm.train.checkpoint import Checkpoints, load_run_params
+from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.metrics import read_metrics
+from jaxllm.train.params import load_run_params
 from jaxllm.train.report import Report
 from jaxllm.train.run_folder import save_config, saved_config
 

@@ -1,0 +1,210 @@
+"""The table of what tuning adds to a model, and which parameters of a run are trained.
+
+An adapter is a tree of its own whose leaves lie beside those that they change: `layers/attention/query/lora_a` beside
+`layers/attention/query/kernel`. So the union of the two trees is what the model is called with, one set of rules cuts
+both, and what is trained is a choice of paths. Nothing here imports jax.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from jaxllm.config import RunConfig, TransformerConfig, TuningConfig
+from jaxllm.models.table import Param, parameter_table
+
+PRESETS = {
+    "query_value": r"attention/(query|value)$",
+    "attention": r"attention/(query|key|value|output)$",
+    "mlp": r"mlp/(gate|up|down)$",
+    "linear": r"(attention|mlp)/\w+$",
+}
+"""Targets by a name: those of the LoRA paper, and others that are usual."""
+
+LOW_RANK = ("lora", "adalora", "hybrid")
+"""Methods with low-rank updates."""
+
+VIRTUAL = ("prompt", "prefix")
+"""Methods with virtual tokens, which take places of every text."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A low-rank update of one module, all of whose layers have the same rank."""
+
+    module: str
+    """Its path, `layers/attention/query`."""
+    kernel: Param
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two factors is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that the module reads."""
+        return math.prod(self.kernel.shape[1 : 1 + self.kernel.reads])
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that it writes."""
+        return math.prod(self.kernel.shape[1 + self.kernel.reads :])
+
+
+def linear_modules(model: TransformerConfig) -> dict[str, Param]:
+    """The linear maps of blocks that can have an update, by their paths: all but those of experts."""
+    table = parameter_table(model).items()
+    found = {path.removesuffix("/kernel"): leaf for path, leaf in table if path.endswith("/kernel")}
+    return {module: leaf for module, leaf in found.items() if leaf.axes[0] == "L" and not {"E", "J"} & set(leaf.axes)}
+
+
+def updates(model: TransformerConfig, tuning: TuningConfig) -> list[Update]:
+    """The low-rank updates of a run, in the order of the table."""
+    if tuning.method not in LOW_RANK:
+        return []
+    lora, found = tuning.lora, []
+    wanted = [PRESETS.get(target, target) for target in lora.targets]
+    for module, kernel in linear_modules(model).items():
+        if any(re.search(pattern, module) for pattern in wanted):
+            own = next((other for other in lora.ranks if re.search(other.targets, module)), None)
+            rank = own.rank if own else lora.rank
+            if tuning.method == "adalora":
+                rank = math.ceil(rank * tuning.adaptive.start)
+            alpha = lora.alpha if own is None or own.alpha is None else own.alpha
+            found.append(Update(module, kernel, rank, alpha, lora.rank_stabilised))
+    return found
+
+
+def adapter_table(model: TransformerConfig, tuning: TuningConfig) -> dict[str, Param]:
+    """`{path: Param}` of what a method adds to a model.
+
+    A starts uniform within 1 / sqrt(inputs), as the code of 2106.09685 has it, and B at 0, so that the model is at
+    first its base; of AdaLoRA all but the diagonal is drawn, which is 0.
+    """
+    table: dict[str, Param] = {}
+    for update in updates(model, tuning):
+        table |= _low_rank(update, tuning)
+    length = tuning.prompt.length
+    if tuning.method == "prompt":
+        table["prompt/tokens"] = Param((length, model.width), ("U", "D"), 1 / math.sqrt(12), law="uniform")
+    if tuning.method in ("prefix", "hybrid"):
+        sizes = model.layers, length, model.kv_heads, model.head_dim
+        kind = "prefix" if tuning.method == "prefix" else "gated"
+        for part in ("key", "value"):
+            leaf = Param(sizes, ("L", "U", "K", "H"), 1 / math.sqrt(12), law="uniform")
+            table[f"layers/attention/{kind}_{part}"] = leaf
+        if tuning.method == "hybrid":
+            table["layers/attention/gate"] = Param((model.layers, model.heads), ("L", "N"), 0.0)
+    return table
+
+
+def _low_rank(update: Update, tuning: TuningConfig) -> dict[str, Param]:
+    kernel, rank, module = update.kernel, update.rank, update.module
+    (layers, *shape), (_, *axes), reads = kernel.shape, kernel.axes, kernel.reads
+    table = {f"{module}/lora_a": _factor((layers, *shape[:reads], rank), ("L", *axes[:reads], "Q"), update.inputs)}
+    second = (layers, rank, *shape[reads:]), ("L", "Q", *axes[reads:])
+    if tuning.method == "adalora":
+        table[f"{module}/lora_b"] = _factor(*second, rank)
+        table[f"{module}/lora_e"] = Param((layers, rank), ("L", "Q"), 0.0)
+    else:
+        table[f"{module}/lora_b"] = Param(*second, 0.0)
+    if tuning.lora.magnitudes:
+        table[f"{module}/lora_magnitude"] = Param((layers, *shape[reads:]), ("L", *axes[reads:]), 0.0, 1.0)
+    if tuning.method == "hybrid":
+        table[f"{module}/lora_gate"] = Param((layers,), ("L",), 0.0, 1.0)
+    return table
+
+
+def _factor(shape: tuple[int, ...], axes: tuple[str, ...], inputs: int) -> Param:
+    return Param(shape, axes, 1 / math.sqrt(3 * inputs), law="uniform")
+
+
+def whole_table(config: RunConfig) -> dict[str, Param]:
+    """All parameters that the model of a run is called with."""
+    return parameter_table(config.model) | adapter_table(config.model, config.tuning)
+
+
+def trained_table(config: RunConfig) -> dict[str, Param]:
+    """Those that are trained: what gradients, the optimizer's state and checkpoints are of."""
+    tuning, base = config.tuning, parameter_table(config.model)
+    if tuning.method == "full" and not tuning.also:
+        return base
+    own = {path: leaf for path, leaf in base.items() if any(re.search(pattern, path) for pattern in tuning.also)}
+    return own | adapter_table(config.model, tuning)
+
+
+def frozen_table(config: RunConfig) -> dict[str, Param]:
+    """Those of the base that stay as they are."""
+    trained = trained_table(config)
+    return {path: leaf for path, leaf in parameter_table(config.model).items() if path not in trained}
+
+
+def virtual_tokens(tuning: TuningConfig) -> int:
+    """Places at the beginning of every text that virtual tokens take."""
+    return tuning.prompt.length if tuning.method in VIRTUAL else 0
+
+
+def tuning_mistakes(config: RunConfig) -> Iterator[str]:
+    """What is wrong with how a run is tuned, each as `field = value: what it must be`."""
+    tuning, model = config.tuning, config.model
+    if tuning.method != "full" and model.architecture == "encoder_decoder" and tuning.method not in ("lora", "adalora"):
+        yield f"tuning.method = {tuning.method!r}: is for one stack; 'lora' would do for an encoder-decoder"
+    if tuning.method in (*VIRTUAL, "hybrid") and model.architecture == "encoder":
+        yield f"tuning.method = {tuning.method!r}: needs model.architecture = 'decoder'; 'lora' would do"
+    if config.base is None and (tuning.method != "full" or tuning.also):
+        yield f"base = None: tuning.method = {tuning.method!r} needs the folder of a model that it begins with"
+    for i, other in enumerate(tuning.lora.ranks):
+        if other.rank < 1 or (other.alpha is not None and other.alpha <= 0):
+            yield f"tuning.lora.ranks.{i}: rank = {other.rank} and alpha = {other.alpha} must be above 0"
+            return
+    patterns = [*_patterns(tuning, model)]
+    yield from patterns
+    for update in [] if patterns else updates(model, tuning):
+        limit = min(update.inputs, update.outputs)
+        if update.rank > limit:
+            yield (
+                f"tuning.lora.rank: the update of {update.module} has rank {update.rank}, above its {update.inputs} "
+                f"inputs and {update.outputs} outputs; at most {limit} would do"
+            )
+    if tuning.method == "prompt" and tuning.prompt.start == "labels" and not tuning.prompt.labels:
+        yield "tuning.prompt.labels is empty: tuning.prompt.start = 'labels' begins with them"
+    if tuning.method == "adalora" and tuning.adaptive.warmup + tuning.adaptive.settled >= 1:
+        yield (
+            f"tuning.adaptive.warmup = {tuning.adaptive.warmup}, settled = {tuning.adaptive.settled}: together they "
+            "must be below 1, so that there are steps in which ranks are taken"
+        )
+
+
+def _patterns(tuning: TuningConfig, model: TransformerConfig) -> Iterator[str]:
+    modules, paths = linear_modules(model), parameter_table(model)
+    wanted = [(f"tuning.also.{i}", pattern, paths) for i, pattern in enumerate(tuning.also)]
+    if tuning.method in LOW_RANK:
+        lora = tuning.lora
+        if not lora.targets:
+            yield f"tuning.lora.targets is empty: one of {', '.join(PRESETS)}, or a regex over modules, would do"
+        targets = [(f"tuning.lora.targets.{i}", PRESETS.get(t, t), modules) for i, t in enumerate(lora.targets)]
+        wanted += targets
+        wanted += [(f"tuning.lora.ranks.{i}.targets", other.targets, modules) for i, other in enumerate(lora.ranks)]
+    for field, pattern, among in wanted:
+        yield from _matches_nothing(field, pattern, among)
+
+
+def _matches_nothing(field: str, pattern: str, names: Mapping[str, Param]) -> Iterator[str]:
+    try:
+        if any(re.search(pattern, name) for name in names):
+            return
+    except re.error as error:
+        yield f"{field} = {pattern!r}: is not a regex ({error})"
+        return
+    plain = re.sub(r"[^\w/]+", "", pattern)
+    near = sorted(names, key=lambda name: -max(_likeness(plain, name), _likeness(plain, name.rpartition("/")[2])))
+    yield f"{field} = {pattern!r}: matches nothing; the nearest are {', '.join(near[:3])}"
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

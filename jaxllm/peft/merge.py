@@ -1,0 +1,89 @@
+"""What is trained and what is not, as one tree that a model is called with; and adapters as a part of their base."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.common.trees import Tree, flatten, nest
+from jaxllm.config import RunConfig
+from jaxllm.layers.linear import column_norms
+from jaxllm.models.adapters import Update, updates
+
+
+def joined(one: Tree, other: Tree) -> Tree:
+    """All leaves of two nested dicts that have none in common."""
+    both = dict(one)
+    for name, node in other.items():
+        assert name not in both or isinstance(node, Mapping), f"two leaves named '{name}'"
+        both[name] = joined(both[name], node) if name in both else node
+    return both
+
+
+def effective(config: RunConfig, trained: Tree, frozen: Tree) -> Tree:
+    """The parameters that the model of a run is called with."""
+    return joined(frozen, scaled_updates(config, trained))
+
+
+def scaled_updates(config: RunConfig, trained: Tree) -> Tree:
+    """`trained`, with one `lora_scale` `[L, Q]` for each update: of its rank, its gate and its diagonal."""
+    flat = flatten(trained)
+    for update in updates(config.model, config.tuning):
+        layers = update.kernel.shape[0]
+        scale = jnp.full((layers, update.rank), update.scale, jnp.float32)
+        if (diagonal := flat.pop(f"{update.module}/lora_e", None)) is not None:
+            scale = scale * diagonal
+        if (gate := flat.pop(f"{update.module}/lora_gate", None)) is not None:
+            scale = scale * gate[:, None]
+        flat[f"{update.module}/lora_scale"] = scale
+    return nest(flat)
+
+
+def folded(config: RunConfig, trained: Tree, base: Tree) -> Tree:
+    """`base` with the low-rank updates of a run as a part of its kernels, in their types; `unfolded` is the inverse.
+
+    What cannot be a part of a kernel stays a leaf of its own: virtual tokens, gated keys and values.
+
+    Args:
+        config: of the run.
+        trained: what it has trained.
+        base: all parameters of the model that it began with.
+    """
+    own = flatten(base) | flatten(scaled_updates(config, trained))
+    for update in updates(config.model, config.tuning):
+        leaves = {name: own.pop(f"{update.module}/{name}") for name in LEAVES if f"{update.module}/{name}" in own}
+        kernel = own[f"{update.module}/kernel"]
+        own[f"{update.module}/kernel"] = _folded(update, kernel, leaves).astype(kernel.dtype)
+    return nest(own)
+
+
+LEAVES = ("lora_a", "lora_b", "lora_scale", "lora_magnitude")
+"""Of an update, once it is scaled."""
+
+
+def change(update: Update, leaves: Mapping[str, Any]) -> jax.Array:
+    """The change of all layers' kernels `[L, *in, *out]` by an update, in float32; without what DoRA does to it."""
+    L, Q = len(leaves["lora_a"]), update.rank
+    a_LIQ, b_LQO = leaves["lora_a"].reshape(L, -1, Q), leaves["lora_b"].reshape(L, Q, -1)
+    product = jnp.einsum("LIQ,LQO->LIO", a_LIQ * leaves["lora_scale"][:, None], b_LQO, precision="highest")
+    return product.reshape(update.kernel.shape)
+
+
+def _folded(update: Update, kernel: jax.Array, leaves: Mapping[str, Any]) -> jax.Array:
+    changed = kernel.astype(jnp.float32) + change(update, leaves)
+    if "lora_magnitude" not in leaves:
+        return changed
+    reads = tuple(range(1, 1 + update.kernel.reads))
+    norms = jnp.sqrt(jnp.sum(changed * changed, axis=reads, keepdims=True))
+    return changed * (leaves["lora_magnitude"].reshape(norms.shape) / norms)
+
+
+def magnitudes(update: Update, kernel: jax.Array) -> jax.Array:
+    """The norms `[L, *out]` of a kernel's columns, which DoRA begins with: by what the layers divide."""
+    L, Q = len(kernel), update.rank
+    kernel_LIO = kernel.reshape(L, update.inputs, -1)
+    none = jnp.zeros((update.inputs, Q)), jnp.zeros((Q, kernel_LIO.shape[-1])), jnp.zeros(Q)
+    return jax.vmap(lambda kernel_IO: column_norms(kernel_IO, *none))(kernel_LIO).reshape(
+        L, *update.kernel.shape[1 + update.kernel.reads :]
+    )

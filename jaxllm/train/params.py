@@ -1,0 +1,185 @@
+"""The parameters of a model folder: those of a run, of an imported model, or of a base with what was tuned of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxllm.common.paths import user_path
+from jaxllm.common.trees import Tree, flatten
+from jaxllm.config import RunConfig, UserError, differences
+from jaxllm.models.adapters import frozen_table
+from jaxllm.models.table import parameter_table
+from jaxllm.peft.merge import folded
+from jaxllm.sharding.zero import parameter_specs
+from jaxllm.train.checkpoint import Checkpoints, Info
+from jaxllm.train.run_folder import saved_config, saved_tokenizer
+from jaxllm.validation import problems, refuse
+
+Step = int | Literal["best"] | None
+"""A checkpoint: of that step, the one with the lowest held-out loss, or the latest."""
+
+FREE = {"dropout", "first_dropout", "max_positions", "router_loss", "init_std"}
+"""Fields of a model that may be others than those of its base: they change no parameter's shape or meaning."""
+
+
+class Origin(NamedTuple):
+    """Which parameters a run began with: `base.json` in its folder."""
+
+    step: int
+    """The checkpoint of the base."""
+    fingerprint: str
+    """Of its parameters (`fingerprint`); empty where they were never seen, as of an adapter that others have made."""
+
+
+def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tuple[RunConfig, Tree, Info]:
+    """A run's configuration, its float32 parameters on the first device, and where it stood.
+
+    Of a run that has trained an adapter these are the base's, with the adapter in it.
+
+    Args:
+        run_folder: of the run.
+        step: which checkpoint.
+        ema: take the moving average of the parameters where the run keeps one.
+
+    Raises:
+        UserError: it is no run folder, its configuration does not hold together, or the checkpoint is not there or
+            damaged; or the base is not what it was.
+    """
+    config, trained, info = load_trained(run_folder, step, ema)
+    if not frozen_table(config):
+        return config, trained, info
+    assert config.base is not None
+    base_folder = user_path(config.base)
+    origin = read_origin(run_folder)
+    base_config, base, _ = load_run_params(base_folder, None if origin is None else origin.step)
+    check_base(config, base_config)
+    if origin is not None and origin.fingerprint not in ("", fingerprint(flatten(base))):
+        raise UserError(
+            f"'{run_folder}' is an adapter for another base than what lies in '{base_folder}' now: put back the model "
+            "that it was trained on"
+        )
+    return config, folded(config, trained, base), info
+
+
+def load_trained(run_folder: Path, step: Step = None, ema: bool = True) -> tuple[RunConfig, Tree, Info]:
+    """The same of what the run has trained alone: of LoRA, the adapter. Args and Raises as for `load_run_params`."""
+    config = saved_config(run_folder)
+    refuse(problems(config))
+    with Checkpoints(run_folder) as checkpoints:
+        return config, *checkpoints.restore_params(_chosen(run_folder, checkpoints, step), ema)
+
+
+def _chosen(run_folder: Path, checkpoints: Checkpoints, step: Step) -> int:
+    steps = checkpoints.steps()
+    if step is None and not steps:
+        raise UserError(f"the run in '{run_folder}' has no checkpoint yet")
+    if step == "best":
+        step = checkpoints.best()
+        if step is None:
+            raise UserError(f"no checkpoint of the run in '{run_folder}' has a held-out loss; name one by its step")
+    return steps[-1] if step is None else step
+
+
+def load_base(config: RunConfig, mesh: Mesh, origin: Origin | None) -> tuple[dict[str, jax.Array], Origin]:
+    """All parameters that a run begins with, by their paths, in float32 and cut along `mesh`; and which those are.
+
+    Args:
+        config: of the run, which has a base.
+        mesh: of the run.
+        origin: what the run began with, if it has begun.
+
+    Raises:
+        UserError: the base is no model folder, of another shape than the run's model, or not what it was.
+    """
+    assert config.base is not None
+    folder, table = user_path(config.base), parameter_table(config.model)
+    base_config = saved_config(folder)
+    check_base(config, base_config)
+    specs = flatten(parameter_specs(table, config.mesh.zero_stage))
+    places = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
+    if frozen_table(base_config):
+        _, params, info = load_run_params(folder, origin and origin.step)
+        flat = {path: jax.device_put(np.asarray(x, np.float32), places[path]) for path, x in flatten(params).items()}
+    else:
+        with Checkpoints(folder) as checkpoints:
+            step = _chosen(folder, checkpoints, None if origin is None else origin.step)
+            params, info = checkpoints.restore_params(step, ema=True, places=places)
+        flat = {path: x.astype(jnp.float32) for path, x in flatten(params).items()}
+    found = Origin(info.step, fingerprint(flat))
+    if origin is not None and origin.fingerprint not in ("", found.fingerprint):
+        raise UserError(f"base = '{config.base}': is not what this run began with; put that model back")
+    return flat, found
+
+
+def with_base_tokenizer(config: RunConfig) -> RunConfig:
+    """A run that has a base and no tokenizer of its own, with its base's.
+
+    Raises:
+        UserError: the base is no model folder, or its tokenizer is gone.
+    """
+    if config.base is None or config.tokenizer.path is not None:
+        return config
+    folder = user_path(config.base)
+    begins = saved_config(folder).tokenizer.begins_prompts
+    own = replace(config.tokenizer, path=str(saved_tokenizer(folder)), begins_prompts=begins)
+    return replace(config, tokenizer=own)
+
+
+def check_base(config: RunConfig, base: RunConfig) -> None:
+    """
+    Raises:
+        UserError: the model of a run is not of the shape of its base.
+    """
+    if frozen_table(base) and config.base != base.base and base.tuning.method in ("prompt", "prefix", "hybrid"):
+        raise UserError(f"base = '{config.base}': has virtual tokens or gates, which cannot be a part of a base")
+    changed = differences(base.model, config.model)
+    if wrong := [line for line in changed if line.split(":")[0].split(".")[0] not in FREE]:
+        raise UserError(
+            f"base = '{config.base}': its model is another one than that of the run: {', '.join(wrong)}; "
+            "--base on the command line brings its model with it"
+        )
+
+
+def fingerprint(flat: Mapping[str, jax.Array]) -> str:
+    """A hash of parameters by their paths: the same for the same numbers, however they are cut."""
+    sums = {path: int(_weighed(x)) for path, x in sorted(flat.items())}
+    return hashlib.blake2b(json.dumps(sums).encode(), digest_size=8).hexdigest()
+
+
+@jax.jit
+def _weighed(x: jax.Array) -> jax.Array:
+    """The sum, modulo 2^32, of the bits of float32 numbers, each times an odd number of its own place."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    weights, stride = jnp.uint32(1), 1
+    for axis in reversed(range(x.ndim)):
+        places = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding)
+        weights, stride = weights + jnp.uint32(2 * stride % 2**32) * places, stride * x.shape[axis]
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+
+def read_origin(run_folder: Path) -> Origin | None:
+    """What the run in a folder began with, if it has a base and has begun.
+
+    Raises:
+        UserError: the file that says it is damaged.
+    """
+    path = run_folder / "base.json"
+    try:
+        return Origin(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}; it names the checkpoint of the base") from None
+
+
+def write_origin(run_folder: Path, origin: Origin) -> None:
+    """Writes down what the run in a folder begins with."""
+    (run_folder / "base.json").write_text(json.dumps(origin._asdict()) + "\n")

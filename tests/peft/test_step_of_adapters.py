@@ -1,0 +1,129 @@
+"""The training step of runs that train an adapter: the same however it is cut, at first the base, and of it nothing."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.common.trees import flatten, map_with_path
+from jaxllm.config import (
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PromptConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TransformerConfig,
+    TuningConfig,
+)
+from jaxllm.models.adapters import frozen_table, trained_table
+from jaxllm.models.transformer import initial
+from jaxllm.sharding.mesh import make_mesh
+from jaxllm.sharding.placement import place
+from jaxllm.sharding.zero import parameter_specs
+from jaxllm.train.state import initial_state
+from jaxllm.train.step import make_step
+
+MODEL = TransformerConfig(vocab_size=64, width=32, layers=2, heads=8, kv_heads=4, head_dim=8, ffn=48, max_positions=64)
+B, T, U = 8, 32, 3
+LORA = LoraConfig(rank=4, dropout=0.1)
+METHODS = {
+    "lora": TuningConfig(method="lora", lora=LORA),
+    "dora": TuningConfig(method="lora", lora=LoraConfig(rank=4, magnitudes=True)),
+    "adalora": TuningConfig(method="adalora", lora=LoraConfig(rank=4)),
+    "prompt": TuningConfig(method="prompt", prompt=PromptConfig(length=U)),
+    "prefix": TuningConfig(method="prefix", prompt=PromptConfig(length=U)),
+    "hybrid": TuningConfig(method="hybrid", lora=LORA, prompt=PromptConfig(length=U)),
+    "norms": TuningConfig(also=("norm/scale",)),
+}
+MESHES = (
+    {"fsdp": 4, "tensor": 2},
+    {"data": 2, "fsdp": 4, "zero_stage": 2},
+    {"fsdp": 4, "data": 2, "zero_stage": 1},
+)
+
+
+def run_of(tuning, **train):
+    return RunConfig(
+        base="base",
+        model=MODEL,
+        tuning=tuning,
+        optimizer=OptimizerConfig(learning_rate=1e-2, schedule=ScheduleConfig(warmup_steps=2)),
+        train=TrainConfig(steps=20, batch_size=B, loss_chunk=64, **train),
+    )
+
+
+def batch(seed):
+    rng = np.random.default_rng(seed)
+    split = np.arange(T) < 11
+    tokens = rng.integers(0, 64, (B, T)).astype(np.int32)
+    tokens[:, :U] = tokens[:, 11 : 11 + U] = 64 + np.arange(U)
+    positions = np.where(split, np.arange(T), np.arange(T) - 11).astype(np.int32)
+    return {
+        "tokens": tokens,
+        "targets": rng.integers(0, 64, (B, T)).astype(np.int32),
+        "segments": np.tile(np.where(split, 1, 2).astype(np.int32), (B, 1)),
+        "positions": np.tile(positions, (B, 1)),
+        "weights": (rng.random((B, T)) < np.linspace(0.1, 1, B)[:, None]) * (positions >= U).astype(np.float32),
+    }
+
+
+def frozen_of(config, mesh):
+    table = frozen_table(config)
+    specs = parameter_specs(table, config.mesh.zero_stage)
+    drawn = jax.jit(lambda: initial(jax.random.key(7), table))()
+    return jax.tree.map(lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)), drawn, specs)
+
+
+def moved(params):
+    """Away from the zeros and ones that many leaves start at."""
+    random = np.random.default_rng(3)
+    return map_with_path(
+        lambda path, x: jax.device_put(
+            np.asarray(x) + 0.1 * random.normal(size=x.shape).astype(np.float32), x.sharding
+        ),
+        params,
+    )
+
+
+def trained(config, sizes, devices, steps=3):
+    config = dataclasses.replace(config, mesh=MeshConfig(**sizes))
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    state, step, frozen = initial_state(config, mesh), make_step(config, mesh), frozen_of(config, mesh)
+    state = state._replace(params=moved(state.params))
+    losses = []
+    for k in range(steps):
+        state, metrics = step(state, place(batch(k), mesh), frozen)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_adapter_is_trained_the_same_on_any_mesh(name):
+    config = run_of(METHODS[name])
+    one, losses = trained(config, {}, 1)
+    for sizes in (
+        {"fsdp": 4, "tensor": 2},
+        {"data": 2, "fsdp": 4, "zero_stage": 2},
+        {"fsdp": 4, "data": 2, "zero_stage": 1},
+    ):
+        other, others = trained(config, sizes, 8)
+        np.testing.assert_allclose(others, losses, rtol=1e-5)
+        for path, x in flatten(one.params).items():
+            np.testing.assert_allclose(flatten(other.params)[path], x, atol=2e-5, err_msg=path)
+    assert set(flatten(one.params)) == set(trained_table(config))
+
+
+def test_the_optimizer_holds_the_trained_leaves_alone_and_cuts_them():
+    config = dataclasses.replace(run_of(METHODS["lora"]), mesh=MeshConfig(fsdp=4, tensor=2))
+    state = initial_state(config, make_mesh(config.mesh, jax.devices()))
+    trained, arrays = trained_table(config), [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sum(x.size for x in arrays) == 2 * sum(leaf.size for leaf in trained.values())
+    for path, x in flatten(state.params).items():
+        cut = {axis for axis in x.sharding.spec if axis} - {"tensor"}
+        assert cut == ({"fsdp"} if "D" in trained[path].axes else set()), path
+        assert [m.sharding for m in arrays if m.shape == x.shape] == [x.sharding] * len(
+            [m for m in arrays if m.shape == x.shape]
+        )
