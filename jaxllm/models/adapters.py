@@ -37,13 +37,15 @@ class Update:
     """Its path, `layers/attention/query`."""
     kernel: Param
     rank: int
+    final_rank: int
+    """What is left of the rank on average, where ranks are taken while the run goes on."""
     alpha: float
     rank_stabilised: bool
 
     @property
     def scale(self) -> float:
         """What the product of the two factors is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+        return self.alpha / (math.sqrt(self.final_rank) if self.rank_stabilised else self.final_rank)
 
     @property
     def inputs(self) -> int:
@@ -72,11 +74,11 @@ def updates(model: TransformerConfig, tuning: TuningConfig) -> list[Update]:
     for module, kernel in linear_modules(model).items():
         if any(re.search(pattern, module) for pattern in wanted):
             own = next((other for other in lora.ranks if re.search(other.targets, module)), None)
-            rank = own.rank if own else lora.rank
+            rank = final = own.rank if own else lora.rank
             if tuning.method == "adalora":
-                rank = math.ceil(rank * tuning.adaptive.start)
+                rank = math.ceil(final * tuning.adaptive.start)
             alpha = lora.alpha if own is None or own.alpha is None else own.alpha
-            found.append(Update(module, kernel, rank, alpha, lora.rank_stabilised))
+            found.append(Update(module, kernel, rank, final, alpha, lora.rank_stabilised))
     return found
 
 

@@ -15,6 +15,7 @@ from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import RunConfig
 from jaxllm.models.adapters import trained_table
 from jaxllm.models.transformer import initial
+from jaxllm.peft.adaptive import adaptive_ranks
 from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.optimizer import make_optimizer
 
@@ -36,7 +37,8 @@ class State(NamedTuple):
 
 def run_optimizer(config: RunConfig) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run."""
-    return make_optimizer(config.optimizer, config.train.steps, trained_table(config))
+    optimizer = make_optimizer(config.optimizer, config.train.steps, trained_table(config))
+    return adaptive_ranks(config, optimizer) if config.tuning.method == "adalora" else optimizer
 
 
 def _create(config: RunConfig, key: jax.Array, given: Mapping[str, jax.Array]) -> State:
