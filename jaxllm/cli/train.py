@@ -147,12 +147,13 @@ def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
     from jaxllm.models.adapters import virtual_tokens
+    from jaxllm.quantization.blocks import plain
     from jaxllm.sharding.placement import fetched
 
     prompts, length = config.eval.prompts, config.eval.sample_tokens
     if not prompts or not length or config.model.architecture == "encoder":
         return
-    params = fetched(params, keep=processes.is_first)
+    params = fetched(plain(params), keep=processes.is_first)
     if params is not None:
         begin, virtual = config.tokenizer.begins_prompts, virtual_tokens(config.tuning)
         generator = Generator(config.model, params, tokenizer, begin=begin, virtual=virtual)

@@ -81,8 +81,8 @@ class TuningConfig:
     """Regexes over the base's own parameters, such as `norm/scale` or `/bias$`: those are trained. None is all of them
     where the method is `full`, and none of them elsewhere."""
     base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
-    """In which what stays as it is is kept. int8 and nf4 are of the matrices of the blocks, 8.1 and 4.1 bits a number
-    (2305.14314); the rest is bfloat16 then."""
+    """In which what stays as it is is kept. int8 and nf4 are of the matrices of the blocks, 8.25 and 4.25 bits a number
+    (2305.14314); the rest is bfloat16 then, but for vectors."""
     lora: LoraConfig = LoraConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
     prompt: PromptConfig = PromptConfig()

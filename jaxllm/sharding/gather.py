@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import Tree, map_with_path
+from jaxllm.layers.shards import sharding_of
 from jaxllm.models.table import Param
+from jaxllm.quantization.blocks import Int8, Nf4, Quantized, dequantized, is_quantized
 from jaxllm.sharding.rules import REPLICAS, spec
 
 
@@ -33,7 +35,7 @@ class Types(NamedTuple):
     """In what numbers travel between devices; both ends hold float32."""
 
     gathered: Any = jnp.float32
-    """Parameters, which are only used in this type."""
+    """Parameters, which are only used in this type; matrices in fewer bits travel as they are."""
     summed: Any = jnp.float32
     """Gradients."""
 
@@ -47,7 +49,9 @@ def gather_at_use(table: dict[str, Param], types: Types) -> Callable[[str, Tree]
     """
 
     def gather(group: str, params: Tree) -> Tree:
-        def leaf(path: str, x: jax.Array | Slice) -> jax.Array:
+        def leaf(path: str, x: jax.Array | Slice | Quantized) -> jax.Array:
+            if isinstance(x, Int8 | Nf4):
+                return dequantized(jax.tree.map(_without_fsdp, x), types.gathered)
             cut, whole = x if isinstance(x, Slice) else (x, None)
             held = jax.typeof(cut).sharding.spec
             if "fsdp" not in held.partitions:
@@ -56,9 +60,17 @@ def gather_at_use(table: dict[str, Param], types: Types) -> Callable[[str, Tree]
             axes = P(*axes[len(axes) - cut.ndim :])  # inside the scan a leaf of `layers` has lost its leading axis
             return _whole(axes, held.reduced, types, cut, whole)
 
-        return map_with_path(leaf, params, is_leaf=is_slice)
+        return map_with_path(leaf, params, is_leaf=lambda x: is_slice(x) or is_quantized(x))
 
     return gather
+
+
+def _without_fsdp(x: jax.Array) -> jax.Array:
+    """`x`, of which no gradient is taken, whole along `fsdp`."""
+    sharding = sharding_of(x)
+    if sharding is None:
+        return x
+    return jax.sharding.reshard(x, P(*(None if axis == "fsdp" else axis for axis in sharding.spec.partitions)))
 
 
 def scattered(axes: P, x: jax.Array, unsummed: frozenset[str] = frozenset(), dtype: Any = jnp.float32) -> jax.Array:

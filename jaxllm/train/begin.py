@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -12,6 +13,7 @@ from jaxllm.data.loader import Loader
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.models.adapters import frozen_table, trained_table
 from jaxllm.peft.start import starts
+from jaxllm.quantization.blocks import block_size, quantized
 from jaxllm.sharding.zero import optimizer_specs
 from jaxllm.train.params import Origin, load_base
 from jaxllm.train.state import State, initial_state
@@ -69,7 +71,7 @@ def begin(config: RunConfig, mesh: Mesh, loader: Loader) -> Beginning:
     given = {path: x for path, x in base.items() if path in trained} | starts(config, base, tokens)
     cut = flatten(optimizer_specs(trained, config.mesh.zero_stage))
     given = {path: jax.device_put(x, NamedSharding(mesh, cut[path])) for path, x in given.items()}
-    frozen = _kept(config, base)
+    frozen = kept(config, base)
     return Beginning(initial_state(config, mesh, given), frozen, origin)
 
 
@@ -77,12 +79,33 @@ def load_frozen(config: RunConfig, mesh: Mesh, origin: Origin | None) -> Tree:
     """What a run that goes on does not train. Raises as `load_base`."""
     if config.base is None or not frozen_table(config):
         return {}
-    return _kept(config, load_base(config, mesh, origin)[0])
+    return kept(config, load_base(config, mesh, origin)[0])
 
 
-def _kept(config: RunConfig, base: dict[str, jax.Array]) -> Tree:
-    """The base's parameters that are not trained, in the form in which they are kept."""
-    return nest({path: base[path] for path in frozen_table(config)})
+def kept(config: RunConfig, base: dict[str, jax.Array]) -> Tree:
+    """The base's parameters that are not trained, in the form in which they are kept; those are consumed.
+
+    Raises:
+        UserError: a mesh that would cut a block of quantised numbers.
+    """
+    dtype, kept = config.tuning.base_dtype, {}
+    for path, leaf in frozen_table(config).items():
+        x, is_vector = base.pop(path), path.endswith(("scale", "bias"))
+        if dtype in ("int8", "nf4") and leaf.is_matrix and leaf.axes[0] == "L":
+            _check_blocks(config, path, x)
+            kept[path] = jax.jit(quantized, static_argnums=1)(x, dtype)
+        else:
+            kept[path] = x if is_vector or dtype == "float32" else x.astype(jnp.bfloat16)
+    return nest(kept)
+
+
+def _check_blocks(config: RunConfig, path: str, x: jax.Array) -> None:
+    size, own = block_size(x.shape[-1]), x.sharding.shard_shape(x.shape)[-1]
+    if own % size:
+        raise UserError(
+            f"tuning.base_dtype = {config.tuning.base_dtype!r}: the mesh cuts the last axis of '{path}' into parts of "
+            f"{own} numbers, which hold no whole blocks of {size}; 'bfloat16' would do, or fewer parts"
+        )
 
 
 def _counts(loader: Loader) -> np.ndarray:

@@ -23,10 +23,12 @@ from jaxllm.models.transformer import initial
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import place
 from jaxllm.sharding.zero import parameter_specs
+from jaxllm.train.begin import kept
 from jaxllm.train.state import initial_state
 from jaxllm.train.step import make_step
 
 MODEL = TransformerConfig(vocab_size=64, width=32, layers=2, heads=8, kv_heads=4, head_dim=8, ffn=48, max_positions=64)
+WIDE = dataclasses.replace(MODEL, width=256, ffn=128)  # so that parts hold whole blocks
 B, T, U = 8, 32, 3
 LORA = LoraConfig(rank=4, dropout=0.1)
 METHODS = {
@@ -37,6 +39,8 @@ METHODS = {
     "prefix": TuningConfig(method="prefix", prompt=PromptConfig(length=U)),
     "hybrid": TuningConfig(method="hybrid", lora=LORA, prompt=PromptConfig(length=U)),
     "norms": TuningConfig(also=("norm/scale",)),
+    "int8": TuningConfig(method="lora", lora=LORA, base_dtype="int8"),
+    "nf4": TuningConfig(method="lora", lora=LORA, base_dtype="nf4"),
 }
 MESHES = (
     {"fsdp": 4, "tensor": 2},
@@ -48,7 +52,7 @@ MESHES = (
 def run_of(tuning, **train):
     return RunConfig(
         base="base",
-        model=MODEL,
+        model=WIDE if tuning.base_dtype in ("int8", "nf4") else MODEL,
         tuning=tuning,
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule=ScheduleConfig(warmup_steps=2)),
         train=TrainConfig(steps=20, batch_size=B, loss_chunk=64, **train),
@@ -74,7 +78,9 @@ def frozen_of(config, mesh):
     table = frozen_table(config)
     specs = parameter_specs(table, config.mesh.zero_stage)
     drawn = jax.jit(lambda: initial(jax.random.key(7), table))()
-    return jax.tree.map(lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)), drawn, specs)
+    placed = jax.tree.map(lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)), drawn, specs)
+    with jax.set_mesh(mesh):
+        return kept(config, flatten(placed))
 
 
 def moved(params):
