@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxllm.cli.recipe import load_run_with
-from jaxllm.common.corrupted import row_lengths
-from jaxllm.models.summary import flops_per_token, memory, parameters_by_module
+from jaxllm.models.summary import memory, parameters_by_module, run_flops
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ def run(argv: list[str]) -> int:
     config, options = load_run_with(argv, "jaxllm model", Options())
     model, length = config.model, config.data.sequence_length
     parameters = parameters_by_module(model)
-    flops = flops_per_token(model, *row_lengths(config))._asdict()
-    state = memory(model, config.optimizer, ema=config.train.ema_decay is not None)._asdict()
+    flops = run_flops(config)._asdict()
+    state = memory(config)._asdict()
     if options.json:
         costs = {"parameters": parameters, "flops_per_token": flops, "memory_bytes": state}
         print(json.dumps({name: {**parts, "total": sum(parts.values())} for name, parts in costs.items()}, indent=1))

@@ -25,6 +25,9 @@ PRESETS = {
 LOW_RANK = ("lora", "adalora", "hybrid")
 """Methods with low-rank updates."""
 
+BLOCK = 64
+"""The most numbers of a base in int8 or NF4 that share a scale (`quantization/blocks.py`)."""
+
 VIRTUAL = ("prompt", "prefix")
 """Methods with virtual tokens, which take places of every text."""
 
@@ -144,6 +147,25 @@ def frozen_table(config: RunConfig) -> dict[str, Param]:
     """Those of the base that stay as they are."""
     trained = trained_table(config)
     return {path: leaf for path, leaf in parameter_table(config.model).items() if path not in trained}
+
+
+def kept_as(path: str, leaf: Param, base_dtype: str) -> str:
+    """In which type a parameter of the base is kept that is not trained: vectors are float32."""
+    if base_dtype == "float32" or path.endswith(("scale", "bias")):
+        return "float32"
+    return base_dtype if leaf.is_matrix and leaf.axes[0] == "L" else "bfloat16"
+
+
+def bytes_a_number(path: str, leaf: Param, base_dtype: str) -> float:
+    """Of such a parameter, the scales of blocks included."""
+    of_scale = 2 / block_size(leaf.shape[-1])
+    sizes = {"float32": 4, "bfloat16": 2, "int8": 1 + of_scale, "nf4": 0.5 + of_scale}
+    return sizes[kept_as(path, leaf, base_dtype)]
+
+
+def block_size(last: int) -> int:
+    """Numbers of a matrix's last axis, of that length, that share a scale; even, or the axis is odd."""
+    return max(n for n in range(1, min(BLOCK, last) + 1) if last % n == 0 and (n % 2 == 0 or last % 2))
 
 
 def virtual_tokens(tuning: TuningConfig) -> int:

@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxllm.config import OptimizerConfig, TransformerConfig
+from jaxllm.common.corrupted import row_lengths
+from jaxllm.config import OptimizerConfig, RunConfig, TransformerConfig
+from jaxllm.models.adapters import adapter_table, bytes_a_number, frozen_table, trained_table
 from jaxllm.models.table import Param, parameter_table, windowed
 
 FLOAT32 = 4
@@ -35,9 +37,12 @@ class Memory(NamedTuple):
     """Bytes of the state and of the gradients within a step, over all devices; activations are not counted."""
 
     parameters: int
+    """Those that are trained."""
     gradients: int
     optimizer: int
     ema: int
+    frozen: int = 0
+    """Parameters that are not trained."""
 
     @property
     def total(self) -> int:
@@ -107,16 +112,25 @@ def _attention(config: TransformerConfig, keys: int) -> int:
     return 6 * 2 * config.heads * config.head_dim * keys
 
 
-def memory(model: TransformerConfig, optimizer: OptimizerConfig, ema: bool = False) -> Memory:
-    """Bytes of parameters, gradients, optimizer state and moving average.
+def run_flops(config: RunConfig) -> Flops:
+    """`flops_per_token` of a run: of what it does not train no gradient is made, and an adapter is multiplied too."""
+    flops = flops_per_token(config.model, *row_lengths(config))
+    frozen, whole = (_multiplied(config.model, t) for t in (frozen_table(config), parameter_table(config.model)))
+    adapter = sum(leaf.size for leaf in adapter_table(config.model, config.tuning).values() if leaf.is_factor)
+    return flops._replace(matrices=round(flops.matrices * (1 - frozen / whole / 3)) + 6 * adapter)
+
+
+def memory(config: RunConfig) -> Memory:
+    """Bytes of parameters, gradients, optimizer state and moving average of a run.
 
     AdamW holds two moments, Lion one, Adafactor one row and one column for each large matrix, and Muon one
     moment for the matrices of the blocks and two for everything else.
     """
-    table = parameter_table(model)
-    parameters = FLOAT32 * count_parameters(model)
-    moments = sum(_moment_bytes(leaf, optimizer) for leaf in table.values())
-    return Memory(parameters, parameters, moments, parameters if ema else 0)
+    table, dtype = trained_table(config), config.tuning.base_dtype
+    parameters = FLOAT32 * sum(leaf.size for leaf in table.values())
+    moments = sum(_moment_bytes(leaf, config.optimizer) for leaf in table.values())
+    frozen = sum(round(bytes_a_number(path, leaf, dtype) * leaf.size) for path, leaf in frozen_table(config).items())
+    return Memory(parameters, parameters, moments, parameters if config.train.ema_decay is not None else 0, frozen)
 
 
 def _moment_bytes(leaf: Param, optimizer: OptimizerConfig) -> int:

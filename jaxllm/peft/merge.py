@@ -13,8 +13,8 @@ from jaxllm.models.adapters import Update, updates
 
 
 def joined(one: Tree, other: Tree) -> Tree:
-    """All leaves of two nested dicts that have none in common."""
-    both = dict(one)
+    """All leaves of two nested dicts that have none in common; the first may be none at all."""
+    both = dict(one or {})
     for name, node in other.items():
         assert name not in both or isinstance(node, Mapping), f"two leaves named '{name}'"
         both[name] = joined(both[name], node) if name in both else node

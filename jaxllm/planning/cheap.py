@@ -3,9 +3,8 @@
 import math
 from typing import NamedTuple
 
-from jaxllm.common.corrupted import row_lengths
 from jaxllm.config import GATED, RunConfig, TransformerConfig
-from jaxllm.models.summary import flops_per_token
+from jaxllm.models.summary import run_flops
 from jaxllm.models.table import parameter_table
 from jaxllm.planning.topology import Target
 from jaxllm.sharding.preflight import CUT_FROM, state_on_devices
@@ -73,7 +72,7 @@ def _seconds(config: RunConfig, asked: Target) -> float:
     if not chip.peak_flops:
         return 0.0
     tokens = tokens_at_once(config) * train.accumulate
-    flops = flops_per_token(model, *row_lengths(config)).total * (1 + RECOMPUTED[train.remat])
+    flops = run_flops(config).total * (1 + RECOMPUTED[train.remat])
     computing = tokens * flops / mesh.tensor / (chip.peak_flops / chip.devices * chip.product_share)
     numbers = sum(p.size for p in parameter_table(model).values()) / mesh.tensor
     moved = numbers * (train.accumulate * MOVED + 5 * WIDE / (mesh.fsdp if mesh.zero_stage else 1))

@@ -10,11 +10,13 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.common.corrupted import batch_arrays
+from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig, UserError
 from jaxllm.planning.text import Program, parse
 from jaxllm.planning.topology import Target, Torus, devices, domains_of, torus_of
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import BATCH
+from jaxllm.train.begin import abstract_frozen
 from jaxllm.train.fit import check_attention
 from jaxllm.train.state import State, abstract_state
 from jaxllm.train.step import Batch, make_step
@@ -44,6 +46,8 @@ class Compiled(NamedTuple):
     """With the sizes of the mesh, and the compute type of the target's platform."""
     state: State
     """Shapes and shardings."""
+    frozen: Tree
+    """The same of what is not trained."""
     program: Program
     sizes: Sizes
     domains: list[int]
@@ -73,6 +77,8 @@ class TooLarge(NamedTuple):
     largest: list[Allocation]
     message: str
     """The first line of what the compiler said."""
+    frozen: Tree = None
+    """Shapes and shardings of what is not trained."""
 
 
 def for_platform(config: RunConfig, platform: str) -> RunConfig:
@@ -103,13 +109,14 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     check_attention(config, mesh)
     state = abstract_state(config, mesh)
     begin = time.monotonic()
-    lowered = make_step(config, mesh).lower(state, abstract_batch(config, mesh))  # type: ignore[attr-defined]
+    frozen = abstract_frozen(config, mesh)
+    lowered = make_step(config, mesh).lower(state, abstract_batch(config, mesh), frozen)  # type: ignore[attr-defined]
     middle = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            return too_large(config, state, str(error))
+            return too_large(config, state, str(error), frozen)
         if asked.chip.platform != "tpu":
             raise
         raise UserError(f"{_failed(asked)}: {str(error).partition(chr(10))[0]}") from error
@@ -117,7 +124,9 @@ def compile_step(config: RunConfig, asked: Target) -> Compiled | TooLarge:
     laid = list(mesh.devices.flat)
     domains, torus = domains_of(laid, asked), torus_of(laid, asked)
     sizes = _sizes(compiled.memory_analysis(), asked.chip.platform)
-    return Compiled(config, state, parse(compiled.as_text()), sizes, domains, torus, middle - begin, end - middle)
+    return Compiled(
+        config, state, frozen, parse(compiled.as_text()), sizes, domains, torus, middle - begin, end - middle
+    )
 
 
 def _failed(asked: Target) -> str:
@@ -143,7 +152,7 @@ USED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT]?)\)? (?:of|exceeds a
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def too_large(config: RunConfig, state: State, error: str) -> TooLarge:
+def too_large(config: RunConfig, state: State, error: str, frozen: Tree = None) -> TooLarge:
     """What the compiler says of a program that it refuses: what it needs, what there is, the largest allocations."""
     used = USED.search(error)
     needed = float(used[1]) * UNITS[used[2]] if used else None
@@ -155,4 +164,4 @@ def too_large(config: RunConfig, state: State, error: str) -> TooLarge:
         )
     ]
     message = next((line for line in error.splitlines() if "RESOURCE_EXHAUSTED" in line), error)
-    return TooLarge(config, state, needed, available, largest, message.strip())
+    return TooLarge(config, state, needed, available, largest, message.strip(), frozen)

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.config import RunConfig
-from jaxllm.models.table import parameter_table
+from jaxllm.models.adapters import trained_table
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.text import Operation, called
 from jaxllm.sharding.rules import param_specs
@@ -44,6 +44,8 @@ class Memory(NamedTuple):
     """All of them, as they live before the optimizer; a part of the compiler's temporaries."""
     optimizer: int
     ema: int
+    frozen: int
+    """Parameters that are not trained."""
     batch_and_padding: int
     """The batch, counters, and what tiles add to the state."""
     activations: int
@@ -58,20 +60,22 @@ class Memory(NamedTuple):
     @property
     def state(self) -> int:
         """What stays from step to step."""
-        return self.parameters + self.optimizer + self.ema
+        return self.parameters + self.optimizer + self.ema + self.frozen
 
 
 def memory_of(compiled: Compiled) -> Memory:
     """The memory of a compiled step, by group."""
     state, sizes = compiled.state, compiled.sizes
-    parameters, optimizer, ema = (device_bytes(tree) for tree in (state.params, state.opt_state, state.ema))
+    trees = state.params, state.opt_state, state.ema, compiled.frozen
+    parameters, optimizer, ema, frozen = map(device_bytes, trees)
     gradients = min(gradient_bytes(compiled.config, state), sizes.temporary)
     return Memory(
         parameters=parameters,
         gradients=gradients,
         optimizer=optimizer,
         ema=ema,
-        batch_and_padding=max(0, sizes.arguments - parameters - optimizer - ema),
+        frozen=frozen,
+        batch_and_padding=max(0, sizes.arguments - parameters - optimizer - ema - frozen),
         activations=sizes.temporary - gradients + sizes.results,
         code=sizes.code,
         host=sizes.host,
@@ -90,7 +94,7 @@ def _is_on_device(leaf: jax.ShapeDtypeStruct) -> bool:
 
 def gradient_bytes(config: RunConfig, state: State) -> int:
     """Of all gradients on one device, cut as the ZeRO stage says (`sharding/zero.py`)."""
-    table, stage = parameter_table(config.model), config.mesh.zero_stage
+    table, stage = trained_table(config), config.mesh.zero_stage
     specs = param_specs(table) if stage >= 2 else parameter_specs(table, stage)
 
     def cut(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
@@ -117,12 +121,17 @@ def largest(compiled: Compiled, most: int = 10) -> list[Tensor]:
     What the program makes need not live all at once, and results that take the place of an operand are counted once
     where the text tells. Arrays of one type, shape and origin are one entry.
     """
-    found = {(t.name, t.what): t for t in [*_temporaries(compiled), *state_tensors(compiled.state)]}
+    found = {(t.name, t.what): t for t in [*_temporaries(compiled), *_arguments(compiled)]}
     return sorted(found.values(), key=lambda t: -t.bytes)[:most]
 
 
-def state_tensors(state: State) -> Iterator[Tensor]:
-    """Each leaf of the state that lies on the device."""
+def _arguments(outcome: Compiled | TooLarge) -> Iterator[Tensor]:
+    yield from state_tensors(outcome.state)
+    yield from state_tensors({"frozen": outcome.frozen})
+
+
+def state_tensors(state: Any) -> Iterator[Tensor]:
+    """Each leaf of the state, or of a part of it, that lies on the device."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if not _is_on_device(leaf):
             continue
@@ -134,7 +143,7 @@ def state_tensors(state: State) -> Iterator[Tensor]:
 def refused(outcome: TooLarge, most: int = 10) -> list[Tensor]:
     """The largest arrays that the compiler names when it refuses a program; those of the state where it names none."""
     named = [Tensor(short_name(a.source), a.shape.partition("{")[0], a.bytes) for a in outcome.largest]
-    return sorted(named or state_tensors(outcome.state), key=lambda t: -t.bytes)[:most]
+    return sorted(named or _arguments(outcome), key=lambda t: -t.bytes)[:most]
 
 
 def _temporaries(compiled: Compiled) -> Iterator[Tensor]:

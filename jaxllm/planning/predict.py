@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jaxllm.common.corrupted import row_lengths
 from jaxllm.config import RunConfig
-from jaxllm.models.summary import flops_per_token
+from jaxllm.models.summary import flops_per_token, run_flops
 from jaxllm.planning.program import Collective
 from jaxllm.planning.topology import Target
 from jaxllm.planning.work import Work
@@ -44,11 +44,7 @@ class Prediction(NamedTuple):
 
 def model_flops(config: RunConfig) -> int:
     """Of one optimizer step, all devices together, without recomputation."""
-    return (
-        config.train.batch_size
-        * config.data.sequence_length
-        * flops_per_token(config.model, *row_lengths(config)).total
-    )
+    return config.train.batch_size * config.data.sequence_length * run_flops(config).total
 
 
 def visible_share(config: RunConfig) -> float:

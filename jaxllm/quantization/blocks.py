@@ -4,7 +4,7 @@
     int8   absmax / 127, symmetric            8.25 bits  0.6 %
     nf4    16 levels as likely of a normal    4.25 bits  9.2 %
 
-A block is 64 numbers of the last axis, or the largest divisor of that axis below. Scales are bfloat16, and codes are
+The bits are those of blocks of 64 numbers of the last axis, as published. Scales are bfloat16, and codes are
 chosen for the scale as it is stored.
 """
 
@@ -16,8 +16,6 @@ import numpy as np
 from einops import rearrange
 
 from jaxllm.common.trees import Tree
-
-BLOCK = 64
 
 LEVELS = np.array(
     [
@@ -57,14 +55,9 @@ def is_quantized(x: Any) -> bool:
     return isinstance(x, Int8 | Nf4)
 
 
-def block_size(last: int) -> int:
-    """Numbers of a last axis of that length that share a scale; even, or the axis is odd."""
-    return max(n for n in range(1, min(BLOCK, last) + 1) if last % n == 0 and (n % 2 == 0 or last % 2))
-
-
-def quantized(x: jax.Array, kind: str) -> Quantized:
-    """`x`, whose last axis is even, as `int8` or `nf4`."""
-    blocks = _blocks(x.astype(jnp.float32), block_size(x.shape[-1]))
+def quantized(x: jax.Array, kind: str, block: int) -> Quantized:
+    """`x`, whose last axis is even, as `int8` or `nf4`, with a scale for every `block` numbers."""
+    blocks = _blocks(x.astype(jnp.float32), block)
     largest = jnp.max(jnp.abs(blocks), axis=-1)
     scales = (largest / 127 if kind == "int8" else largest).astype(jnp.bfloat16)
     # float32, and 1 where all numbers are 0.

@@ -10,14 +10,15 @@ from typing import Any
 
 from jaxllm.common.axes import ALWAYS, LEGEND
 from jaxllm.config import AXES, RunConfig
+from jaxllm.models.adapters import frozen_table, trained_table, whole_table
 from jaxllm.models.summary import Memory, memory
-from jaxllm.models.table import Param, parameter_table
+from jaxllm.models.table import Param
 from jaxllm.sharding.axes import RULES, cuts
 
 NOTICEABLE = 1 << 30
 """Bytes that a device may hold beyond its even share before anybody is told."""
 
-CUT_FROM = Memory(parameters=3, gradients=2, optimizer=1, ema=1)
+CUT_FROM = Memory(parameters=3, gradients=2, optimizer=1, ema=1, frozen=3)
 """The ZeRO stage from which on each part of the state is cut along `fsdp`."""
 
 
@@ -60,7 +61,7 @@ def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, 
     """Parameters that `rules` cannot cut along a mesh which makes that many devices, one line for each cause."""
     sizes = mesh_sizes(config, devices)
     paths: dict[tuple[str, str], list[str]] = {}
-    for path, leaf in parameter_table(config.model).items():
+    for path, leaf in whole_table(config).items():
         try:
             axes = cuts(leaf.axes, rules)
         except ValueError as error:
@@ -151,7 +152,7 @@ def state_on_devices(config: RunConfig, platform: str) -> Memory:
 
     An offloaded optimizer is not in it, except on CPU, where the host's memory is the device's.
     """
-    parts = memory(config.model, config.optimizer, ema=config.train.ema_decay is not None)
+    parts = memory(config)
     return parts._replace(optimizer=0) if config.train.offload_optimizer and platform != "cpu" else parts
 
 
@@ -160,13 +161,13 @@ def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> st
 
     Of the parameters, gradients, optimizer state and moving average; activations are not counted.
     """
-    table, devices = parameter_table(config.model), math.prod(sizes.values())
-    parts = state_on_devices(config, platform)
-    numbers = sum(leaf.size for leaf in table.values())
-    beyond = {}
-    for path, leaf in table.items():
-        by = set(cuts(leaf.axes)) - {None}
-        for name, part, first in zip(parts._fields, parts, CUT_FROM, strict=True):
+    devices, beyond = math.prod(sizes.values()), {}
+    parts, table = state_on_devices(config, platform), whole_table(config)
+    for name, part, first in zip(parts._fields, parts, CUT_FROM, strict=True):
+        own = frozen_table(config) if name == "frozen" else trained_table(config)
+        numbers = sum(leaf.size for leaf in own.values())
+        for path, leaf in own.items():
+            by = set(cuts(leaf.axes)) - {None}
             axes = by if config.mesh.zero_stage >= first else by - {"fsdp"}
             held = part * leaf.size / numbers / math.prod(sizes[axis] for axis in axes if axis)
             beyond[path, name] = held - part * leaf.size / numbers / devices

@@ -11,10 +11,10 @@ from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import PromptConfig, RunConfig, UserError
 from jaxllm.data.loader import Loader
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.models.adapters import frozen_table, trained_table
+from jaxllm.models.adapters import block_size, frozen_table, kept_as, trained_table
 from jaxllm.peft.start import starts
-from jaxllm.quantization.blocks import block_size, quantized
-from jaxllm.sharding.zero import optimizer_specs
+from jaxllm.quantization.blocks import quantized
+from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.params import Origin, load_base
 from jaxllm.train.state import State, initial_state
 
@@ -88,19 +88,35 @@ def kept(config: RunConfig, base: dict[str, jax.Array]) -> Tree:
     Raises:
         UserError: a mesh that would cut a block of quantised numbers.
     """
-    dtype, kept = config.tuning.base_dtype, {}
+    found = {}
     for path, leaf in frozen_table(config).items():
-        x, is_vector = base.pop(path), path.endswith(("scale", "bias"))
-        if dtype in ("int8", "nf4") and leaf.is_matrix and leaf.axes[0] == "L":
-            _check_blocks(config, path, x)
-            kept[path] = jax.jit(quantized, static_argnums=1)(x, dtype)
+        x, dtype = base.pop(path), kept_as(path, leaf, config.tuning.base_dtype)
+        if dtype in ("int8", "nf4"):
+            size = block_size(x.shape[-1])
+            _check_blocks(config, path, x, size)
+            found[path] = jax.jit(quantized, static_argnums=(1, 2))(x, dtype, size)
         else:
-            kept[path] = x if is_vector or dtype == "float32" else x.astype(jnp.bfloat16)
-    return nest(kept)
+            found[path] = x.astype(dtype)
+    return nest(found)
 
 
-def _check_blocks(config: RunConfig, path: str, x: jax.Array) -> None:
-    size, own = block_size(x.shape[-1]), x.sharding.shard_shape(x.shape)[-1]
+def abstract_frozen(config: RunConfig, mesh: Mesh) -> Tree:
+    """Shapes, types and shardings of what a run does not train. Raises as `kept`."""
+    table = frozen_table(config)
+    specs = flatten(parameter_specs(table, config.mesh.zero_stage))
+    base = {
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=NamedSharding(mesh, specs[path]))
+        for path, leaf in table.items()
+    }
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda base: kept(config, dict(base)), base)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)), shapes
+    )
+
+
+def _check_blocks(config: RunConfig, path: str, x: jax.Array, size: int) -> None:
+    own = jax.typeof(x).sharding.shard_shape(x.shape)[-1]
     if own % size:
         raise UserError(
             f"tuning.base_dtype = {config.tuning.base_dtype!r}: the mesh cuts the last axis of '{path}' into parts of "

@@ -23,7 +23,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxllm.config import RunConfig
 from jaxllm.data.loader import Loader
-from jaxllm.models.summary import flops_per_token
+from jaxllm.models.summary import run_flops
 from jaxllm.train.run_folder import writing_in
 
 PEAK_FLOPS = {
@@ -125,7 +125,7 @@ class Meter:
         self._bytes_per_token = _bytes_per_token(config, loader) if config.objective.kind == "causal" else None
         # Of other objectives most tokens are no targets, and only those are counted.
         peak = peak_flops(jax.devices()[0].device_kind) if config.objective.kind == "causal" else None
-        flops = flops_per_token(config.model, config.data.sequence_length).total
+        flops = run_flops(config).total
         self._peak_tokens = peak and peak * jax.device_count() / flops
         self._left, self._done = steps, 0
         self._tokens, self._seconds = 0.0, 0.0

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,8 +23,6 @@ from jaxllm.sharding.gather import Types, gather_at_use
 from jaxllm.sharding.zero import differentiable, model_parameters, optimizer_specs, parameter_specs, summed
 from jaxllm.train.optimizer import learning_rate
 from jaxllm.train.state import State, on_arrays, run_optimizer
-
-EMPTY: Tree = MappingProxyType({})
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -70,7 +67,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
     to_device = functools.partial(jax.device_put, device=jax.memory.Space.Device)
     to_host = functools.partial(jax.device_put, device=jax.memory.Space.Host)
 
-    def step(state: State, batch: Batch, frozen: Tree = EMPTY) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, frozen: Tree = None) -> tuple[State, Metrics]:
         grads, weight, nll = accumulated(config, state, batch, frozen)
         if config.train.offload_optimizer:
             state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
@@ -106,7 +103,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
 
 
 def accumulated(
-    config: RunConfig, state: State, batch: Batch, frozen: Tree = EMPTY
+    config: RunConfig, state: State, batch: Batch, frozen: Tree = None
 ) -> tuple[Tree, jax.Array, jax.Array]:
     """Gradients of the loss summed over the tokens of the batch, cut as they are kept from one microbatch to the next.
 

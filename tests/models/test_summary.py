@@ -8,11 +8,20 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxllm.common.trees import Tree
-from jaxllm.config import OBJECTIVES_OF, ObjectiveConfig, OptimizerConfig, RunConfig, TransformerConfig
+from jaxllm.config import (
+    OBJECTIVES_OF,
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    TransformerConfig,
+    TuningConfig,
+)
 from jaxllm.models import presets
 from jaxllm.models.heads import head_logits
-from jaxllm.models.presets import GPT2_124M, LLAMA2_7B
-from jaxllm.models.summary import Memory, count_parameters, flops_per_token, memory, parameters_by_module
+from jaxllm.models.presets import GPT2_124M, LLAMA2_7B, SMOLLM2_135M
+from jaxllm.models.summary import Memory, count_parameters, flops_per_token, memory, parameters_by_module, run_flops
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer, initial
 from jaxllm.train.state import run_optimizer
@@ -147,17 +156,33 @@ def test_memory_is_that_of_the_arrays_which_the_optimizer_makes(kind, config):
     state = jax.eval_shape(run_optimizer(run).init, params)
     # Counters, Muon's coefficients and the placeholders of Adafactor are the leaves of a few numbers.
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.size > 8)
-    assert memory(config, run.optimizer).optimizer == held
-    assert memory(config, run.optimizer).parameters == sum(4 * x.size for x in jax.tree.leaves(params))
+    assert memory(run).optimizer == held
+    assert memory(run).parameters == sum(4 * x.size for x in jax.tree.leaves(params))
 
 
 def test_memory_counts_the_moving_average_only_when_there_is_one():
     size = 4 * count_parameters(ODD)
-    assert memory(ODD, OptimizerConfig()) == Memory(size, size, 2 * size, 0)
-    assert memory(ODD, OptimizerConfig(), ema=True).total == 5 * size
+    assert memory(RunConfig(model=ODD)) == Memory(size, size, 2 * size, 0)
+    assert memory(RunConfig(model=ODD, train=TrainConfig(ema_decay=0.9))).total == 5 * size
 
 
 def test_adamw_and_lion_hold_whole_moments_and_adafactor_hardly_any():
-    of = {kind: memory(LLAMA2_7B, OptimizerConfig(kind=kind)).optimizer for kind in ("adamw", "lion", "adafactor")}
+    of = {
+        kind: memory(RunConfig(model=LLAMA2_7B, optimizer=OptimizerConfig(kind=kind))).optimizer
+        for kind in ("adamw", "lion", "adafactor")
+    }
     assert of["adamw"] == 2 * of["lion"] == 8 * 6_738_415_616
     assert of["adafactor"] < of["lion"] / 300
+
+
+def test_a_tuned_run_holds_its_base_as_it_is_kept_and_makes_no_gradient_of_it():
+    lora = LoraConfig(targets=("query_value",), rank=8)
+    run = RunConfig(base="base", model=SMOLLM2_135M, tuning=TuningConfig(method="lora", lora=lora, base_dtype="nf4"))
+    held, whole = memory(run), memory(RunConfig(model=SMOLLM2_135M))
+    assert (held.parameters, held.gradients, held.optimizer) == (4 * 460_800, 4 * 460_800, 8 * 460_800)
+    embedding, vectors = 49_152 * 576, 61 * 576
+    assert held.frozen == 2 * embedding + 4 * vectors + 4.25 / 8 * (134_515_008 - embedding - vectors)
+    full, tuned = flops_per_token(SMOLLM2_135M, 512), run_flops(run)
+    assert whole.frozen == 0
+    assert tuned.attention == full.attention
+    assert tuned.matrices == pytest.approx(full.matrices - 2 * (134_515_008 - vectors) + 6 * 460_800)

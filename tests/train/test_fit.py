@@ -11,7 +11,7 @@ from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train import fit
 
 RUN = RunConfig()
-STATE = memory(RUN.model, RUN.optimizer).total
+STATE = memory(RUN).total
 
 
 def check(config: RunConfig = RUN, **mesh: int) -> None:
