@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
     for name, value in (
         ("documents", f"{report.documents:,}, of which {report.held_out:,} held out"),
         ("dropped", f"{report.duplicates:,} duplicates, {report.empty:,} empty{too_long}"),
-        ("text", f"{report.bytes:,} bytes, of which {corpus.validation.bytes:,} held out"),
+        ("text", f"{report.bytes:,} bytes, of which {corpus.held_out_bytes:,} held out"),
         ("tokens", f"{report.tokens:,}"),
         ("vocabulary", f"{corpus.tokenizer.vocab_size:,} pieces, {report.bytes_per_token:.3f} bytes a token"),
         ("rows", f"{sum(map(len, loader.plans)):,} of {loader.sequence_length:,}"),

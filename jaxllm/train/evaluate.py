@@ -68,7 +68,7 @@ class Evaluator:
             stop: is asked before each batch whether to leave it.
         """
         self._loader, self._mesh, self._stop = loader, mesh, stop
-        self._pairs, self._is_text = loader.validation_plan.pairs, config.objective.kind == "causal"
+        self._pairs, self._is_text = loader.held_out_pairs, config.objective.kind == "causal"
         # As many rows as a microbatch has: what the training step has memory for, and what the mesh divides.
         self._rows = config.train.batch_size // config.train.accumulate
         self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
@@ -99,5 +99,5 @@ class Evaluator:
         running = (self._sums(params, batch) for batch in placed)
         for (nll, weight), _ in pairwise(chain(running, (None,))):  # one late: the device has work meanwhile
             nats, tokens = nats + float(nll), tokens + int(weight)
-        whole = self._loader.corpus.validation.bytes
+        whole = self._loader.corpus.held_out_bytes
         return HeldOut(nats, tokens, whole * tokens / max(1, self._pairs) if self._is_text else None)
