@@ -5,6 +5,7 @@ device is touched. The text under each field is its `--help`.
 """
 
 from jaxllm.config.data import (
+    BUILT_IN_TEMPLATES,
     OBJECTIVES_OF,
     PUBLISHED_NOISE,
     DataConfig,
@@ -31,6 +32,7 @@ from jaxllm.config.tuning import AdaptiveConfig, LoraConfig, PromptConfig, RankC
 
 __all__ = [
     "AXES",
+    "BUILT_IN_TEMPLATES",
     "GATED",
     "OBJECTIVES_OF",
     "PUBLISHED_NOISE",

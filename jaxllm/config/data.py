@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+BUILT_IN_TEMPLATES = ("chatml", "plain")
+"""Chat templates that need no file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:

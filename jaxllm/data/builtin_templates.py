@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxllm.common.paths import user_path
-from jaxllm.config import TokenizerConfig, UserError
+from jaxllm.config import BUILT_IN_TEMPLATES, TokenizerConfig, UserError
 from jaxllm.data.chat_template import ChatTemplate, load_chat_template, special_tokens, template_from_file
 from jaxllm.data.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ PLAIN = """
 """
 """The headings of Alpaca, for models whose vocabulary knows no turns."""
 
-BUILT_IN = {"chatml": CHATML, "plain": PLAIN}
+SOURCES = dict(zip(BUILT_IN_TEMPLATES, (CHATML, PLAIN), strict=True))
 
 
 def run_template(config: TokenizerConfig, tokenizer: Tokenizer) -> ChatTemplate:
@@ -66,7 +66,7 @@ def run_template(config: TokenizerConfig, tokenizer: Tokenizer) -> ChatTemplate:
     """
     named = config.chat_template
     folder = None if config.path is None else user_path(config.path).parent
-    if named in BUILT_IN:
+    if named in SOURCES:
         return _built_in(named, config, folder, tokenizer)
     if named is None:
         template = None if folder is None else load_chat_template(folder, tokenizer)
@@ -74,9 +74,10 @@ def run_template(config: TokenizerConfig, tokenizer: Tokenizer) -> ChatTemplate:
     elif (path := user_path(named)).is_file():
         template = template_from_file(path, folder, tokenizer)
     else:
-        template, where = load_chat_template(path, tokenizer), f"'{named}' has none"
-        if not path.is_dir():
-            where = "there is no such file or folder"
+        template = load_chat_template(path, tokenizer)
+        where = f"'{named}' has none" if path.is_dir() else "there is no such file or folder"
+        if template is not None:
+            template = ChatTemplate(template.sources, special_tokens(folder, tokenizer), name=template.name)
     if template is None:
         raise UserError(
             f"tokenizer.chat_template = {named!r}: objective.kind = 'sft' needs a chat template, and {where}; the "
@@ -96,4 +97,4 @@ def _built_in(name: str, config: TokenizerConfig, folder: Path | None, tokenizer
         )
     # A text begins as the model's own texts do.
     begin = "{{- bos_token }}" if name == "plain" and tokenizer.begins else ""
-    return ChatTemplate(begin + BUILT_IN[name], special_tokens(folder, tokenizer), name=f"the template '{name}'")
+    return ChatTemplate(begin + SOURCES[name], special_tokens(folder, tokenizer), name=f"the template '{name}'")

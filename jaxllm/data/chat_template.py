@@ -68,32 +68,34 @@ class ChatTemplate:
         """
         self.name = name
         self.special_tokens = dict(special_tokens or {})
-        self._sources = {"default": source} if isinstance(source, str) else dict(source)
-        if "default" not in self._sources:
-            raise UserError(f"{name}: of several templates one is named 'default'; there are {sorted(self._sources)}")
+        self.sources = {"default": source} if isinstance(source, str) else dict(source)
+        """By their names."""
+        if "default" not in self.sources:
+            raise UserError(f"{name}: of several templates one is named 'default'; there are {sorted(self.sources)}")
         self._renderers = Renderers()
         self._ask("default", None)
 
     @property
     def marks(self) -> bool:
         """It has `{% generation %}` around what the assistant says."""
-        return any(re.search(r"{%[-+]?\s*generation\b", source) for source in self._sources.values())
+        return any(re.search(r"{%[-+]?\s*generation\b", source) for source in self.sources.values())
 
     def fingerprint(self) -> str:
         """A hash of all that a text follows from, besides the conversation."""
-        return key_of([self._sources, self.special_tokens])
+        named = {name: token for name, token in self.special_tokens.items() if self.spells(name)}
+        return key_of([self.sources, named])
 
     def spells(self, text: str) -> bool:
         """Whether `text` stands in it."""
-        return any(text in source for source in self._sources.values())
+        return any(text in source for source in self.sources.values())
 
     def save(self, folder: Path) -> None:
         """Writes the files that `load_chat_template` reads."""
-        (folder / "chat_template.jinja").write_text(self._sources["default"], encoding="utf-8")
-        for kind in self._sources.keys() - {"default"}:
+        (folder / "chat_template.jinja").write_text(self.sources["default"], encoding="utf-8")
+        for kind in self.sources.keys() - {"default"}:
             (folder / "additional_chat_templates").mkdir(exist_ok=True)
             path = folder / "additional_chat_templates" / f"{kind}.jinja"
-            path.write_text(self._sources[kind], encoding="utf-8")
+            path.write_text(self.sources[kind], encoding="utf-8")
 
     def render(
         self,
@@ -148,7 +150,7 @@ class ChatTemplate:
         for kind in dict.fromkeys(kinds):
             which = [i for i, own in enumerate(kinds) if own == kind]
             variables = [self._variables(_checked(asked[i].messages), *asked[i][1:]) for i in which]
-            for i, answer in zip(which, self._renderers.ask(self._sources[kind], variables), strict=True):
+            for i, answer in zip(which, self._renderers.ask(self.sources[kind], variables), strict=True):
                 found[i] = UserError(self._refusal(kind, answer)) if "error" in answer else _rendered(answer)
         return found
 
@@ -164,16 +166,16 @@ class ChatTemplate:
         return {**self.special_tokens, **variables, **named}
 
     def _kind(self, tools: Any) -> str:
-        return "tool_use" if tools is not None and "tool_use" in self._sources else "default"
+        return "tool_use" if tools is not None and "tool_use" in self.sources else "default"
 
     def _ask(self, kind: str, variables: Mapping[str, Any] | None) -> dict[str, Any]:
-        (answer,) = self._renderers.ask(self._sources[kind], [variables])
+        (answer,) = self._renderers.ask(self.sources[kind], [variables])
         if "error" in answer:
             raise UserError(self._refusal(kind, answer))
         return answer
 
     def _refusal(self, kind: str, answer: Mapping[str, Any]) -> str:
-        which = f", template '{kind}'" if len(self._sources) > 1 else ""
+        which = f", template '{kind}'" if len(self.sources) > 1 else ""
         line = f", line {answer['line']}" if answer["line"] else ""
         return f"{self.name}{which}{line}: {answer['error']}"
 

@@ -177,7 +177,11 @@ def _opened(
     info: dict[str, Any],
 ) -> Corpus:
     folder, dtype = root / "corpora" / key, np.dtype(info["dtype"])
-    tasks = [Task(s, task_name(data.sources[s]) if name is None else name) for s, name in info["tasks"]]
+    names = [task_name(data.sources[s]) if name is None else name for s, name in info["tasks"]]
+    tasks = [
+        Task(s, name if names.count(name) == 1 else f"{name} (data.sources.{s})")
+        for (s, _), name in zip(info["tasks"], names, strict=True)
+    ]
     splits: list[list[Documents]] = [[], []]
     for s in range(len(data.sources)):
         own = [counts for (source, _), counts in zip(info["tasks"], info["counts"], strict=True) if source == s]

@@ -143,6 +143,16 @@ class Loader:
         too_long = (int((np.diff(documents.starts) - 1 > self.sequence_length).sum()) for documents, _ in masked)
         return 0 if self.left_out else sum(too_long)
 
+    def losses(self) -> list[str]:
+        """What of the sources is in no row, in words."""
+        bad = self.corpus.report.bad
+        told = (
+            (bad.count, f"{bad.count:,} of {bad.of:,} documents could not be used, and were left out"),
+            (self.left_out, f"{self.left_out:,} pairs or conversations longer than a row were left out"),
+            (self.truncated, f"{self.truncated:,} conversations longer than a row were cut to one"),
+        )
+        return [text for count, text in told if count]
+
     def _whole(self) -> Iterator[tuple[Documents, Plan]]:
         """Documents that have one piece at most, with their plans."""
         for split, plans in ((self.corpus.train, self.plans), (self.corpus.validation, self.validation_plans)):

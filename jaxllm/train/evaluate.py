@@ -73,6 +73,7 @@ class Evaluator:
         self._rows = config.train.batch_size // config.train.accumulate
         self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
         self._own = own_rows(mesh, self._rows)
+        self._task_rows = config.eval.task_rows
         model, chunk = make_model(config), config.train.loss_chunk
 
         def sums(params: Tree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -92,6 +93,17 @@ class Evaluator:
         if not part.tokens or self._stop():
             return None, None
         return part, part.joined(rest) if whole else None
+
+    def tasks(self, params: Tree) -> list[HeldOut | None] | None:
+        """The first held-out rows of each task, always the same; none of a task that has no such row.
+
+        None, when it was stopped.
+        """
+        found: list[HeldOut | None] = []
+        for task in range(len(self._loader.corpus.tasks)):
+            result = self._sum(params, self._loader.task_batches(task, self._task_rows, self._rows, self._own))
+            found.append(result if result.tokens else None)
+        return None if self._stop() else found
 
     def _sum(self, params: Tree, batches: Iterable[Batch]) -> HeldOut:
         nats, tokens = 0.0, 0  # on the host: float32 would lose tokens of a large set
