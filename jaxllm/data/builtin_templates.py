@@ -42,7 +42,7 @@ PLAIN = """
         {%- if message.tool_calls %}
             {{- raise_exception('the template plain has no words for the calls of tools') }}
         {%- endif %}
-        {{- '### Response:\n' + message.content + eos_token + '\n\n' }}
+        {{- '### Response:\n' + message.content + eos_token + ('' if loop.last else '\n\n') }}
     {%- elif message.role == 'user' %}
         {{- '### Instruction:\n' + message.content + '\n\n' }}
     {%- elif message.role == 'tool' %}

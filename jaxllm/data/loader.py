@@ -162,7 +162,7 @@ class Loader:
 
     def batch(self, k: int, rows: Sequence[int] | None = None) -> Batch:
         """The rows of batch k with these numbers, or all; a host reads only its own."""
-        return self._fill([self._training_row(n) for n in self._numbers(k, rows)])
+        return self.fill([self._training_row(n) for n in self._numbers(k, rows)])
 
     def documents(self, k: int, rows: Sequence[int] | None = None) -> list[str]:
         """The names of the documents in batch k, in the order in which they come.
@@ -196,11 +196,11 @@ class Loader:
     def _held_out_batches(self, numbers: Sequence[int], batch_size: int, rows: Sequence[int] | None) -> Iterator[Batch]:
         for first in range(0, len(numbers), batch_size):
             places = [first + b for b in (range(batch_size) if rows is None else rows)]
-            yield self._fill([self._held_out_row(numbers[n]) if n < len(numbers) else None for n in places])
+            yield self.fill([self._held_out_row(numbers[n]) if n < len(numbers) else None for n in places])
 
-    def _held_out_row(self, number: int) -> "_Row":
+    def _held_out_row(self, number: int) -> "RowPlace":
         task, row = self._held_out[number].tolist()
-        return _Row(self.corpus.validation[task], self.validation_plans[task], row, (HELD_OUT, number), 1.0)
+        return RowPlace(task, self.corpus.validation[task], self.validation_plans[task], row, (HELD_OUT, number), 1.0)
 
     def iterate(
         self, start: int = 0, rows: Sequence[int] | None = None, ahead: int = 2
@@ -228,12 +228,25 @@ class Loader:
         task = self._task(row)
         return self.corpus.train[task], self.plans[task], row - int(self._first_rows[task])
 
-    def _training_row(self, number: int) -> "_Row":
+    def _training_row(self, number: int) -> "RowPlace":
         row = int(self._rows[number])
-        weight = self._sources[self.corpus.tasks[self._task(row)].source].loss_weight
-        return _Row(*self._place(row), (TRAINING, self._seed, number), weight)
+        task = self._task(row)
+        weight = self._sources[self.corpus.tasks[task].source].loss_weight
+        return RowPlace(task, *self._place(row), (TRAINING, self._seed, number), weight)
 
-    def _fill(self, rows: "list[_Row | None]") -> Batch:
+    def first_rows(self, most: int, held_out: bool, task: int | None = None) -> "list[RowPlace]":
+        """So many of the rows that are trained on first, or held out; of a task, or as they come."""
+        if held_out:
+            numbers = range(len(self._held_out)) if task is None else np.flatnonzero(self._held_out[:, 0] == task)
+            return [self._held_out_row(int(n)) for n in numbers[:most]]
+        if task is None:
+            return [self._training_row(n) for n in range(most)]
+        weight = self._sources[self.corpus.tasks[task].source].loss_weight
+        place = task, self.corpus.train[task], self.plans[task]
+        rows = range(min(most, len(self.plans[task])))
+        return [RowPlace(*place, n, (TRAINING, self._seed, n), weight) for n in rows]
+
+    def fill(self, rows: "Sequence[RowPlace | None]") -> Batch:
         """A batch of rows; none is an empty one."""
         batch = self.examples.empty(len(rows))
         for b, row in enumerate(rows):
@@ -253,9 +266,10 @@ class Loader:
         return batch
 
 
-class _Row(NamedTuple):
+class RowPlace(NamedTuple):
     """A row that is to be made."""
 
+    task: int
     documents: Documents
     plan: Plan
     number: int
