@@ -10,12 +10,12 @@ from jaxllm.config import (
     GATED,
     OBJECTIVES_OF,
     PUBLISHED_NOISE,
-    DataConfig,
     OptimizerConfig,
     RunConfig,
     TokenizerConfig,
     TransformerConfig,
     UserError,
+    data_mistakes,
     read_dict,
     to_dict,
 )
@@ -90,6 +90,8 @@ RANGES: dict[str, Range] = {
     "model.dropout": DECAY,
     "model.first_dropout": DECAY,
     "model.init_std": POSITIVE,
+    "data.mixture.cap": COUNT,
+    "data.mixture.temperature": POSITIVE,
     "data.sequence_length": Range(2),
     "data.validation_fraction": DECAY,
     "data.workers": NOT_NEGATIVE,
@@ -127,6 +129,7 @@ RANGES: dict[str, Range] = {
     "train.ema_decay": INSIDE,
     "eval.every": NOT_NEGATIVE,
     "eval.max_tokens": COUNT,
+    "eval.task_rows": COUNT,
     "eval.sample_tokens": NOT_NEGATIVE,
     "checkpoint.every": NOT_NEGATIVE,
     "checkpoint.keep": COUNT,
@@ -161,9 +164,9 @@ def problems(config: RunConfig, devices: int | None = None, unread: Iterable[str
         *_out_of_range(config),
         *_name(config.name),
         *_model(config.model),
-        *_sources(config.data),
         *_objective(config),
         *_tuning(config),
+        *data_mistakes(config.data, config.objective.kind),
         *_extra_tokens(config.tokenizer),
         *_schedule(config.optimizer, config.train.steps),
         *_between_parts(config),
@@ -266,25 +269,9 @@ def _rope(model: TransformerConfig) -> Iterator[str]:
         )
 
 
-def _sources(data: DataConfig) -> Iterator[str]:
-    if not data.sources:
-        yield "data.sources is empty: give one source"
-    for i, source in enumerate(data.sources):
-        where = f"data.sources.{i}"
-        if source.kind == "stdlib" and source.path is not None:
-            yield f"{where}.path = {source.path!r}: kind 'stdlib' has none; set {where}.kind to what the path holds"
-        if source.kind != "stdlib" and not source.path:
-            wanted = "the name of a data set" if source.kind == "tfds" else "a file, a folder or a glob"
-            yield f"{where}.path = {source.path!r}: kind {source.kind!r} needs {wanted}"
-        if not NOT_NEGATIVE.holds(source.weight):
-            yield f"{where}.weight = {source.weight}: must be {NOT_NEGATIVE}"
-    if data.sources and not any(source.weight for source in data.sources):
-        yield "data.sources: every weight is 0; give one source a positive weight"
-
-
 def _objective(config: RunConfig) -> Iterator[str]:
     """What one objective reads and another has no use for."""
-    objective, data = config.objective, config.data
+    objective = config.objective
     kind, encodes = objective.kind, objective.kind in OBJECTIVES_OF["encoder_decoder"]
     if kind not in (fitting := OBJECTIVES_OF[config.model.architecture]):
         yield (
@@ -299,7 +286,6 @@ def _objective(config: RunConfig) -> Iterator[str]:
         yield f"objective.target_length = {objective.target_length}: kind {kind!r} has one kind of row; None would do"
     if encodes and not any(_out_of_range(config, "objective.")):
         yield from _decoder_rows(config)
-    yield from _pairs(kind, data)
 
 
 def _decoder_rows(config: RunConfig) -> Iterator[str]:
@@ -309,23 +295,6 @@ def _decoder_rows(config: RunConfig) -> Iterator[str]:
             f"objective.target_length = {config.objective.target_length}: the decoder's rows have {length} places, "
             f"more than model.max_positions = {most}; at most {most}, or a shorter data.sequence_length, would do"
         )
-
-
-def _pairs(kind: str, data: DataConfig) -> Iterator[str]:
-    """Which sources must give pairs of texts, and which must not."""
-    for i, source in enumerate(data.sources):
-        where = f"data.sources.{i}.target_field = {source.target_field!r}"
-        if source.target_field is None:
-            if kind == "seq2seq":
-                yield f"{where}: objective.kind = {kind!r} needs the field of what is to be written"
-            elif any(other.target_field is not None for other in data.sources):
-                yield f"{where}: another source gives pairs; all or none would do"
-        elif kind not in ("seq2seq", "prefix"):
-            yield f"{where}: objective.kind = {kind!r} has no use for pairs; 'seq2seq' and 'prefix' have"
-        elif source.kind not in ("jsonl", "parquet", "tfds"):
-            yield f"{where}: kind {source.kind!r} has no fields; 'jsonl', 'parquet' and 'tfds' have"
-    if data.packing == "concatenate" and any(source.target_field is not None for source in data.sources):
-        yield "data.packing = 'concatenate': cuts pairs apart; 'documents' would do"
 
 
 def _tuning(config: RunConfig) -> Iterator[str]:

@@ -1,16 +1,19 @@
-"""Write tests/fixtures/chat/expected.json: what transformers makes of the chat templates that lie there.
+"""Write what transformers makes of the chat templates in tests/fixtures/chat/: expected.json, and tokens.json.
 
     pip install -e .[bench] && python tools/make_chat_fixtures.py
 
 The templates were written for these tests, but for `smollm2.jinja`, which is that of SmolLM2-135M-Instruct (Hugging
-Face, Apache-2.0). Every template renders every conversation, with and without tools and a generation prompt. Every run
-writes the same file.
+Face, Apache-2.0). Every template renders every conversation, with and without tools and a generation prompt. Of
+chatml.jinja, which marks what the assistant says, tokens.json has the ids and the mask of every conversation, by a
+byte-level BPE that tokenizer.json holds. Every run writes the same files.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _normalize_chat_messages, render_jinja_template
 
 FOLDER = Path(__file__).parent.parent / "tests" / "fixtures" / "chat"
@@ -94,6 +97,39 @@ def expected(template: str, conversation: str, tools: bool, prompt: bool) -> dic
     return {**case, "text": texts[0], "spans": [list(span) for span in spans[0]] if spans else []}
 
 
+def trained_tokenizer() -> Tokenizer:
+    """On the conversations, with the tokens of ChatML."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([json.dumps(CONVERSATIONS, ensure_ascii=False)] * 3, trainer)
+    return tokenizer
+
+
+def tokens() -> dict[str, Any]:
+    """Ids and mask of each conversation in which the assistant speaks."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained_tokenizer())
+    tokenizer.chat_template = (FOLDER / "chatml.jinja").read_text(encoding="utf-8")
+    found = {}
+    for name, messages in CONVERSATIONS.items():
+        if any(message["role"] == "assistant" for message in messages):
+            made = tokenizer.apply_chat_template(
+                _normalize_chat_messages(messages),
+                tools=TOOLS,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                **SPECIAL,
+            )
+            found[name] = {"ids": made["input_ids"], "mask": made["assistant_masks"]}
+    return found
+
+
 if __name__ == "__main__":
     templates = sorted(path.stem for path in FOLDER.glob("*.jinja"))
     cases = [
@@ -105,4 +141,6 @@ if __name__ == "__main__":
     ]
     content = {"special_tokens": SPECIAL, "tools": TOOLS, "conversations": CONVERSATIONS, "cases": cases}
     (FOLDER / "expected.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    trained_tokenizer().save(str(FOLDER / "tokenizer.json"))
+    (FOLDER / "tokens.json").write_text(json.dumps(tokens()) + "\n", encoding="utf-8")
     print(f"{len(cases)} cases, of which {sum('error' in case for case in cases)} are refused")

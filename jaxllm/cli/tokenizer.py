@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
     from jaxllm.data.cache import cache_root
     from jaxllm.data.progress import status
     from jaxllm.data.sources import open_source, parse_source
-    from jaxllm.data.survey import sample, survey
+    from jaxllm.data.survey import Split, sample, survey
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.data.tokenizer_training import train_tokenizer
 
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
         raise UserError(f"--out '{command.out}' cannot be written: '{out.parent}' is no folder that can be written in")
     configs = [parse_source(text, command.field) for text in command.sources]
     sources = [open_source(config, cache_root(command.cache_dir)) for config in configs]
-    found = survey(sources, command.validation_fraction, progress=True)
+    found = survey(sources, Split(command.validation_fraction), progress=True)
     settings = TokenizerConfig(
         vocab_size=command.vocab_size, model_type=command.model_type, train_megabytes=command.train_megabytes
     )

@@ -10,8 +10,8 @@ from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, fr
 
 if TYPE_CHECKING:
     from jaxllm.common.trees import Tree
+    from jaxllm.data.corpus import Corpus
     from jaxllm.data.loader import Loader
-    from jaxllm.data.tokenizer import Tokenizer
     from jaxllm.train.loop import Outcome
     from jaxllm.train.report import Report
 
@@ -108,7 +108,7 @@ def pretrain(config: RunConfig, options: Options = Options(), processes: Process
     with contextlib.ExitStack() as stack:
         if processes.is_first:
             if not begun:
-                create(folder, config, loader.corpus.tokenizer_path)
+                create(folder, config, loader.corpus.tokenizer_path, loader.corpus.template)
             stack.enter_context(alone(folder))
             enter(folder, config, options.allow_change)  # another run may have trained here in the meantime
         _check_shared(folder, processes)
@@ -119,11 +119,13 @@ def pretrain(config: RunConfig, options: Options = Options(), processes: Process
             report.say(f"warning: {warning}")
         if anew:
             report.say(f"the run in '{folder}' has no checkpoint yet and begins anew")
+        for lost in loader.losses():
+            report.say(lost)
         outcome = train(
             config, folder, loader, report, step=options.step, allow_change=options.allow_change, processes=processes
         )
         if outcome.signal is None:
-            _sample(config, outcome.params, loader.corpus.tokenizer, report, processes)
+            _sample(config, outcome.params, loader.corpus, report, processes)
     return outcome
 
 
@@ -142,24 +144,38 @@ def _open_data(config: RunConfig, tokenizer: TokenizerConfig, processes: Process
     return loader
 
 
-def _sample(config: RunConfig, params: "Tree", tokenizer: "Tokenizer", report: "Report", processes: Processes) -> None:
+def _sample(config: RunConfig, params: "Tree", corpus: "Corpus", report: "Report", processes: Processes) -> None:
     """Continues the prompts of the run, or has them answered, in the first process."""
+    from jaxllm.data.chat_tokens import end_of_turn
+    from jaxllm.generation.chat import Conversation
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
     from jaxllm.models.adapters import virtual_tokens
     from jaxllm.quantization.blocks import plain
     from jaxllm.sharding.placement import fetched
 
-    prompts, length = config.eval.prompts, config.eval.sample_tokens
+    prompts, length, tokenizer = config.eval.prompts, config.eval.sample_tokens, corpus.tokenizer
     if not prompts or not length or config.model.architecture == "encoder":
         return
     params = fetched(plain(params), keep=processes.is_first)
-    if params is not None:
-        begin, virtual = config.tokenizer.begins_prompts, virtual_tokens(config.tuning)
-        generator = Generator(config.model, params, tokenizer, begin=begin, virtual=virtual)
-        samples = generator.generate(prompts, length, SamplingConfig(temperature=0.8, top_p=0.95))
-        for prompt, sample in zip(prompts, samples, strict=True):
-            report.say(f"\nsample of {prompt!r}:\n{prompt if generator.continues else ''}{sample.text}")
+    if params is None:
+        return
+    begin, virtual, sampling = (
+        config.tokenizer.begins_prompts,
+        virtual_tokens(config.tuning),
+        SamplingConfig(temperature=0.8, top_p=0.95),
+    )
+    end = None if corpus.template is None else end_of_turn(corpus.template, tokenizer)
+    ends = None if end is None else {tokenizer.eos_id, end}
+    generator = Generator(config.model, params, tokenizer, ends=ends, begin=begin, virtual=virtual)
+    if corpus.template is not None:
+        for prompt in prompts:
+            chat = Conversation(generator, corpus.template, max_new_tokens=length, sampling=sampling)
+            report.say(f"\nanswer to {prompt!r}:\n{chat.ask(prompt).text}")
+        return
+    samples = generator.generate(prompts, length, sampling)
+    for prompt, sample in zip(prompts, samples, strict=True):
+        report.say(f"\nsample of {prompt!r}:\n{prompt if generator.continues else ''}{sample.text}")
 
 
 def _check_equal(config: RunConfig, options: Options, processes: Processes) -> None:

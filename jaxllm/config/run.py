@@ -1,98 +1,14 @@
-"""A run: its data, optimizer, devices, and how long."""
+"""A run: its optimizer, devices, and how long."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxllm.config.data import DataConfig, ObjectiveConfig, TokenizerConfig
 from jaxllm.config.model import TransformerConfig
 from jaxllm.config.tuning import TuningConfig
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 """Of the mesh, outermost first; fields of `MeshConfig`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """How text becomes tokens: an existing file, or a SentencePiece model trained on the run's own text."""
-
-    path: str | None = None
-    """A SentencePiece `.model` or a Hugging Face `tokenizer.json`; none trains one."""
-    vocab_size: int = 4096
-    """Pieces of the tokenizer that is trained when `path` is none."""
-    model_type: Literal["bpe", "unigram"] = "bpe"
-    """The algorithm of the trained tokenizer."""
-    train_megabytes: float = 8.0
-    """Text that the trained tokenizer is shown, sampled from the training documents."""
-    extra_tokens: tuple[str, ...] = ()
-    """Tokens that the trained tokenizer has and no text makes, such as `<mask>` or `<extra_id_0>`, `<extra_id_1>`."""
-    begins_prompts: bool = True
-    """A prompt begins with the begin-of-document token, as documents do in training. `jaxllm import` sets what the
-    tokenizer's own rule is: a model that has never read that token does not expect it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """One source of documents."""
-
-    kind: Literal["stdlib", "tfds", "text", "jsonl", "parquet", "code"] = "stdlib"
-    """The embedded corpus (this Python's standard library), a TFDS data set, or local files."""
-    path: str | None = None
-    """A file, a folder or a glob (`**` works); for tfds the data set's `name` or `name/config`."""
-    split: str = "train"
-    """The split of a TFDS data set."""
-    field: str = "text"
-    """The field that holds the text (jsonl, parquet, tfds)."""
-    target_field: str | None = None
-    """The field of what is to be written after the text in `field`: each record is a pair (`seq2seq`, `prefix`)."""
-    weight: float = 1.0
-    """This source's share of the training rows, relative to the other sources."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """From documents to batches."""
-
-    sources: tuple[SourceConfig, ...] = (SourceConfig(),)
-    """Mixed by weight."""
-    sequence_length: int = 512
-    """T, tokens in a row."""
-    packing: Literal["documents", "concatenate"] = "documents"
-    """Whole pieces with segment ids, so that attention stays in its document; or one plain stream."""
-    validation_fraction: float = 0.05
-    """Share of documents held out, chosen by a hash of the document's name, or of its text where the document is a
-    line, a row or a part of a file; 0 holds none out and evaluates nothing."""
-    cache_dir: str | None = None
-    """Where tokenised corpora are kept; none means `~/.cache/jaxllm/data` ($JAXLLM_CACHE moves it)."""
-    workers: int = 0
-    """Threads that tokenise; 0 means one for each core."""
-
-
-OBJECTIVES_OF = {
-    "decoder": ("causal", "prefix"),
-    "encoder": ("masked",),
-    "encoder_decoder": ("span_corruption", "infilling", "seq2seq"),
-}
-"""The objectives that each architecture can be trained by."""
-
-PUBLISHED_NOISE = {"masked": 0.15, "span_corruption": 0.15, "infilling": 0.3}
-"""Of the objectives that hide tokens: BERT's (1810.04805), T5's (1910.10683) and BART's (1910.13461)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What the model learns to tell from what."""
-
-    kind: Literal["causal", "prefix", "masked", "span_corruption", "infilling", "seq2seq"] = "causal"
-    """The next token; the same after a part that is seen whole; BERT's masked tokens; T5's spans; all of the text, from
-    BART's; or the second text of a pair from the first."""
-    noise: float | None = None
-    """Share of the tokens that is hidden; none is the published one: 0.15, for infilling 0.3."""
-    mean_span: float = 3.0
-    """Tokens in a hidden span on average (`span_corruption`, `infilling`)."""
-    whole_words: bool = False
-    """Hide all tokens of a word together (`masked`)."""
-    target_length: int | None = None
-    """Places in a row of the decoder, where `sequence_length` has those of the encoder. None is as many for `seq2seq`,
-    else what the targets of one full row of the encoder take, rounded up to a multiple that devices like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +106,10 @@ class EvalConfig:
     """Steps between evaluations, which also come before each checkpoint that is due; 0 evaluates at the end only."""
     max_tokens: int = 200_000
     """Tokens in one periodic evaluation; the last one always reads the whole held-out set."""
+    tasks: bool = True
+    """Where there are several tasks, measure each before training and after it (`tasks.jsonl`, `tasks.png`)."""
+    task_rows: int = 8
+    """Held-out rows of each task that this reads, at most."""
     prompts: tuple[str, ...] = ("def ", "import ", "class ")
     """Continued and printed at the end of the run."""
     sample_tokens: int = 64
@@ -225,9 +145,9 @@ class RunConfig:
     """The folder of a run or of an imported model, whose parameters, tokenizer and chat template the run begins with;
     given here, it brings its `model` with it. None begins with random numbers."""
     model: TransformerConfig = TransformerConfig()  # noqa: RUF009  frozen
-    data: DataConfig = DataConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()  # noqa: RUF009
+    tokenizer: TokenizerConfig = TokenizerConfig()  # noqa: RUF009
+    objective: ObjectiveConfig = ObjectiveConfig()  # noqa: RUF009
     tuning: TuningConfig = TuningConfig()  # noqa: RUF009  frozen
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()

@@ -1,4 +1,4 @@
-"""The program in which chat templates run, a process of its own: a line of JSON in, a line of JSON out.
+"""The program in which templates run, a process of its own: a line of JSON in, one out for each of its `all`.
 
 A template is a program by whoever published the model. Jinja's sandbox keeps it from Python's internals, but not from
 work without end: nested loops, macros that call themselves, strings that double, `9 ** (9 ** 9)`, which is a single
@@ -36,8 +36,13 @@ CHARACTERS = 2**26
 class Environment(ImmutableSandboxedEnvironment):
     """As transformers sets it up, but for `unsafe_undefined`."""
 
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    def __init__(self, strict: bool) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[Generation, loopcontrols],
+            undefined=jinja2.StrictUndefined if strict else jinja2.Undefined,
+        )
         self.filters["tojson"] = to_json
         self.globals |= {
             "raise_exception": raise_exception,
@@ -116,15 +121,15 @@ def to_json(
 
 
 @functools.lru_cache
-def compiled(source: str) -> tuple[Environment, jinja2.Template]:
+def compiled(source: str, strict: bool) -> tuple[Environment, jinja2.Template]:
     """The template, in an environment of its own."""
-    environment = Environment()
+    environment = Environment(strict)
     return environment, environment.from_string(source)
 
 
-def render(source: str, variables: dict[str, Any] | None) -> dict[str, Any]:
+def render(source: str, strict: bool, variables: dict[str, Any] | None) -> dict[str, Any]:
     """`text` and `spans`, those of `{% generation %}`; without variables nothing, where the template compiles."""
-    environment, template = compiled(source)
+    environment, template = compiled(source, strict)
     if variables is None:
         return {}
     environment.written, environment.generated = 0, []
@@ -141,10 +146,10 @@ def render(source: str, variables: dict[str, Any] | None) -> dict[str, Any]:
     return {"text": text, "spans": spans if placed else None}
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(source: str, strict: bool, variables: dict[str, Any] | None) -> dict[str, Any]:
     """What `render` gives, or `error` and `line`."""
     try:
-        return render(**request)
+        return render(source, strict, variables)
     except jinja2.TemplateSyntaxError as error:
         return {"error": str(error.message), "line": error.lineno}
     except MemoryError:
@@ -164,14 +169,16 @@ def limit(what: int, most: int) -> None:
 
 
 def main(seconds: int, size: int) -> None:
-    """Answers each line until there are no more."""
+    """Answers each line until there are no more. An answer is handed over at once: the next may end the process."""
     with contextlib.suppress(ValueError, OSError):  # macOS refuses it
         limit(resource.RLIMIT_AS, size)
     for line in sys.stdin.buffer:
-        limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds))
-        reply = json.dumps(answer(json.loads(line)))
-        sys.stdout.buffer.write(reply.encode() + b"\n")
-        sys.stdout.buffer.flush()
+        request = json.loads(line)
+        for variables in request["all"]:
+            limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds))
+            reply = json.dumps(answer(request["source"], request["strict"], variables))
+            sys.stdout.buffer.write(reply.encode() + b"\n")
+            sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

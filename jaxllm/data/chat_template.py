@@ -4,19 +4,16 @@ Templates are written in Jinja and published with the model. They are rendered a
 character, but in a process of their own (`chat_renderer.py`), which is ended when it works without end.
 """
 
-import contextlib
 import json
-import signal
-import subprocess
-import sys
-import threading
-import weakref
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
+from jaxllm.data.cache import key_of
+from jaxllm.data.rendering import Renderers
 from jaxllm.data.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -32,20 +29,21 @@ CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 """Marks where the last message ends. Its space shows whether the template strips messages."""
 
 
-SECONDS = 5
-"""Processor time of one rendering, at most; usually it takes a thousandth of a second."""
-
-MEMORY = 2**30
-"""Bytes of the process that renders, at most."""
-
-
 class Rendered(NamedTuple):
     """A conversation as text."""
 
     text: str
-    spans: list[tuple[int, int]]
+    spans: list[tuple[int, int]] | None
     """Where in `text` stands what the assistant has said: first character, and the one after the last. There are none
-    where the template does not mark it by `{% generation %}`."""
+    where the template does not mark it by `{% generation %}`; and where it does so in a macro, it is not known."""
+
+
+class Asked(NamedTuple):
+    """What is to be rendered."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = False
 
 
 class ChatTemplate:
@@ -68,17 +66,36 @@ class ChatTemplate:
         Raises:
             UserError: a template is not written in Jinja, none is the default, or jinja2 is not installed.
         """
-        try:
-            import jinja2  # noqa: F401  used by the renderer
-        except ImportError:
-            raise UserError("chat templates need jinja2: pip install 'jaxllm[interop]'") from None
         self.name = name
         self.special_tokens = dict(special_tokens or {})
-        self._sources = {"default": source} if isinstance(source, str) else dict(source)
-        if "default" not in self._sources:
-            raise UserError(f"{name}: of several templates one is named 'default'; there are {sorted(self._sources)}")
-        self._renderer = _Renderer()
+        self.sources = {"default": source} if isinstance(source, str) else dict(source)
+        """By their names."""
+        if "default" not in self.sources:
+            raise UserError(f"{name}: of several templates one is named 'default'; there are {sorted(self.sources)}")
+        self._renderers = Renderers()
         self._ask("default", None)
+
+    @property
+    def marks(self) -> bool:
+        """It has `{% generation %}` around what the assistant says."""
+        return any(re.search(r"{%[-+]?\s*generation\b", source) for source in self.sources.values())
+
+    def fingerprint(self) -> str:
+        """A hash of all that a text follows from, besides the conversation."""
+        named = {name: token for name, token in self.special_tokens.items() if self.spells(name)}
+        return key_of([self.sources, named])
+
+    def spells(self, text: str) -> bool:
+        """Whether `text` stands in it."""
+        return any(text in source for source in self.sources.values())
+
+    def save(self, folder: Path) -> None:
+        """Writes the files that `load_chat_template` reads."""
+        (folder / "chat_template.jinja").write_text(self.sources["default"], encoding="utf-8")
+        for kind in self.sources.keys() - {"default"}:
+            (folder / "additional_chat_templates").mkdir(exist_ok=True)
+            path = folder / "additional_chat_templates" / f"{kind}.jinja"
+            path.write_text(self.sources[kind], encoding="utf-8")
 
     def render(
         self,
@@ -124,22 +141,43 @@ class ChatTemplate:
             raise UserError(
                 f"{self.name}: {{% generation %}} stands in a macro or in {{% set %}}, and has no place there"
             )
-        return Rendered(answer["text"], [(start, end) for start, end in answer["spans"]])
+        return _rendered(answer)
+
+    def render_each(self, asked: Sequence[Asked]) -> list[Rendered | UserError]:
+        """All at once, which is faster than one by one; in the place of each that the template refuses, why."""
+        found: list[Rendered | UserError] = [UserError()] * len(asked)
+        kinds = [self._kind(each.tools) for each in asked]
+        for kind in dict.fromkeys(kinds):
+            which = [i for i, own in enumerate(kinds) if own == kind]
+            variables = [self._variables(_checked(asked[i].messages), *asked[i][1:]) for i in which]
+            for i, answer in zip(which, self._renderers.ask(self.sources[kind], variables), strict=True):
+                found[i] = UserError(self._refusal(kind, answer)) if "error" in answer else _rendered(answer)
+        return found
 
     def _rendered(
         self, chat: list[dict[str, Any]], tools: Any, documents: Any, prompt: bool, variables: Mapping[str, Any]
     ) -> dict[str, Any]:
+        return self._ask(self._kind(tools), self._variables(chat, tools, prompt, documents, **variables))
+
+    def _variables(
+        self, chat: list[dict[str, Any]], tools: Any, prompt: bool, documents: Any = None, **variables: Any
+    ) -> dict[str, Any]:
         named = {"messages": chat, "tools": tools, "documents": documents, "add_generation_prompt": prompt}
-        kind = "tool_use" if tools is not None and "tool_use" in self._sources else "default"
-        return self._ask(kind, {**self.special_tokens, **variables, **named})
+        return {**self.special_tokens, **variables, **named}
+
+    def _kind(self, tools: Any) -> str:
+        return "tool_use" if tools is not None and "tool_use" in self.sources else "default"
 
     def _ask(self, kind: str, variables: Mapping[str, Any] | None) -> dict[str, Any]:
-        answer = self._renderer.ask({"source": self._sources[kind], "variables": variables})
+        (answer,) = self._renderers.ask(self.sources[kind], [variables])
         if "error" in answer:
-            which = f", template '{kind}'" if len(self._sources) > 1 else ""
-            line = f", line {answer['line']}" if answer["line"] else ""
-            raise UserError(f"{self.name}{which}{line}: {answer['error']}")
+            raise UserError(self._refusal(kind, answer))
         return answer
+
+    def _refusal(self, kind: str, answer: Mapping[str, Any]) -> str:
+        which = f", template '{kind}'" if len(self.sources) > 1 else ""
+        line = f", line {answer['line']}" if answer["line"] else ""
+        return f"{self.name}{which}{line}: {answer['error']}"
 
     def _cut(self, text: str, final: str) -> str:
         """`text` up to the mark of `_tag_the_end`."""
@@ -148,6 +186,11 @@ class ChatTemplate:
             raise UserError(f"{self.name}: the final message is not rendered whole, and cannot be gone on with")
         at = text.rindex(mark)
         return text[:at] if text.startswith(CONTINUE, at) else text[:at].rstrip()
+
+
+def _rendered(answer: Mapping[str, Any]) -> Rendered:
+    spans = answer["spans"]
+    return Rendered(answer["text"], None if spans is None else [(start, end) for start, end in spans])
 
 
 def load_chat_template(folder: str | Path, tokenizer: Tokenizer | None = None) -> ChatTemplate | None:
@@ -169,11 +212,28 @@ def load_chat_template(folder: str | Path, tokenizer: Tokenizer | None = None) -
     source = {name: _text(file) for name, file in files.items()} or _named(config.get("chat_template"), path)
     if not source:
         return None
-    if tokenizer is not None and not path.is_file():
-        special = {f"{role}_token": tokenizer.token_name(getattr(tokenizer, f"{role}_id")) for role in ("bos", "eos")}
-    else:
-        special = _special_tokens(config)
+    special = own_tokens(tokenizer) if tokenizer is not None and not path.is_file() else _special_tokens(config)
     return ChatTemplate(source, special, name=str(files.get("default", folder if files else path)))
+
+
+def template_from_file(path: Path, folder: Path | None, tokenizer: Tokenizer) -> ChatTemplate:
+    """A template in a file of its own, with the special tokens of the tokenizer, which lies in `folder`.
+
+    Raises:
+        UserError: the file cannot be read, or is not written in Jinja; or jinja2 is not installed.
+    """
+    return ChatTemplate(_text(path), special_tokens(folder, tokenizer), name=str(path))
+
+
+def special_tokens(folder: Path | None, tokenizer: Tokenizer) -> dict[str, str]:
+    """What `load_chat_template` finds for templates in that folder."""
+    path = folder and folder / "tokenizer_config.json"
+    return _special_tokens(_config(path)) if path and path.is_file() else own_tokens(tokenizer)
+
+
+def own_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """`bos_token` and `eos_token`, by the tokenizer alone."""
+    return {f"{role}_token": tokenizer.token_name(getattr(tokenizer, f"{role}_id")) for role in ("bos", "eos")}
 
 
 def _text(path: Path) -> str:
@@ -255,57 +315,3 @@ def _tag_the_end(chat: list[dict[str, Any]]) -> str:
             chat[-1]["content"] = parts
             return text
     raise UserError(f"message {len(chat)}: has no text that could be gone on with")
-
-
-class _Renderer:
-    """The process that renders; started when it is needed, and again once it was ended."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one request."""
-        try:
-            line = json.dumps(request).encode() + b"\n"
-        except (TypeError, ValueError) as error:
-            raise UserError(f"a conversation is made of what JSON can hold: {error}") from None
-        with self._lock:
-            process = self._process = self._process or self._started()
-            answer = b""
-            try:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(line)
-                process.stdin.flush()
-                answer = process.stdout.readline()
-            except BrokenPipeError:
-                pass
-            finally:  # what was not read to its end must not be the answer to the next
-                if not answer.endswith(b"\n"):
-                    self._process = None
-                    status = _ended(process)
-        if answer.endswith(b"\n"):
-            return json.loads(answer)
-        if status == -signal.SIGXCPU:
-            return {"error": f"it was stopped after {SECONDS} s of work: does it have an end?", "line": None}
-        return {"error": f"its process has died (status {status})", "line": None}
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            # -P: the files beside the program are no modules of its
-            [sys.executable, "-P", str(Path(__file__).with_name("chat_renderer.py")), str(SECONDS), str(MEMORY)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in a terminal is for this process
-        )
-        weakref.finalize(self, _ended, process)
-        return process
-
-
-def _ended(process: subprocess.Popen[bytes]) -> int:
-    """Ends the process, if it has not ended by itself, and gives its status."""
-    with contextlib.suppress(BrokenPipeError), process:  # what it was still to read goes nowhere
-        process.kill()
-    return process.returncode

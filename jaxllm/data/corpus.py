@@ -7,65 +7,32 @@ split and the tokenizer's settings) and `corpora/<key>` (the text, the split and
 import contextlib
 import dataclasses
 import functools
-import os
-from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from jaxllm.common.paths import user_path
 from jaxllm.common.processes import Processes
-from jaxllm.config import DataConfig, TokenizerConfig, UserError, to_dict
+from jaxllm.config import DataConfig, TokenizerConfig, UserError, gives_conversations, to_dict
+from jaxllm.data.builtin_templates import run_template
 from jaxllm.data.cache import build_once, cache_root, key_of, manifest_info, writing_cache
-from jaxllm.data.document import Document, Source
+from jaxllm.data.chat_template import ChatTemplate
+from jaxllm.data.document import Source
 from jaxllm.data.progress import status, track
-from jaxllm.data.sources import open_source
-from jaxllm.data.survey import Survey, kept_documents, sample, survey
+from jaxllm.data.sources import open_source, task_name
+from jaxllm.data.survey import BadRows, Split, Survey, kept_documents, sample, survey
+from jaxllm.data.token_files import Documents, Writer, open_documents
+from jaxllm.data.tokenising import Encoder, encoded
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
-
-BATCH_CHARACTERS = 1 << 18
-"""Of text, that one thread tokenises at a time."""
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Tokenised documents in one memory-mapped stream. Document d is `tokens[starts[d]:starts[d + 1]]`."""
-
-    tokens: np.ndarray
-    """uint16 or uint32 [all tokens]: begin of document, text, end of document; and so on. Of a pair: begin, text, end,
-    target, end."""
-    index: np.ndarray
-    """int64 [documents + 1, 3]: tokens, bytes of names and bytes of text before each document."""
-    names: np.ndarray
-    """uint8 [bytes of names], one after the other."""
-
-    def __len__(self) -> int:
-        return len(self.index) - 1
-
-    @property
-    def starts(self) -> np.ndarray:
-        return self.index[:, 0]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of UTF-8 in all documents: a summed loss / ln 2 / this is bits a byte."""
-        return int(self.index[-1, 2])
-
-    def name(self, document: int) -> str:
-        start, stop = self.index[document : document + 2, 1]
-        return self.names[start:stop].tobytes().decode()
 
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What became of the sources. Tokens do not count begin and end of document."""
+    """What became of the sources. Tokens do not count begin and end of a text, but all of a conversation."""
 
     documents: int
     held_out: int
@@ -73,10 +40,20 @@ class CorpusReport:
     empty: int
     tokens: int
     bytes: int
+    bad: BadRows
 
     @property
     def bytes_per_token(self) -> float:
         return self.bytes / self.tokens
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of the data that is mixed and measured by itself: a source, or a part of it that its records name."""
+
+    source: int
+    """The place of its source in the configuration."""
+    name: str
 
 
 @dataclass(frozen=True)
@@ -89,11 +66,20 @@ class Corpus:
     """Names the content: equal keys mean equal tokens."""
     tokenizer: Tokenizer
     tokenizer_path: Path
+    template: ChatTemplate | None
+    """By which conversations were made texts; none where there are none."""
+    tasks: tuple[Task, ...]
+    """In the order of their sources."""
     train: tuple[Documents, ...]
-    """The training documents of each source, in the order of the configuration."""
-    validation: Documents
-    """The held-out documents of all sources."""
+    """The training documents of each task."""
+    validation: tuple[Documents, ...]
+    """The held-out documents of each task."""
     report: CorpusReport
+
+    @property
+    def held_out_bytes(self) -> int:
+        """Of the text of all held-out documents."""
+        return sum(documents.bytes for documents in self.validation)
 
 
 def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool = False) -> Corpus:
@@ -108,9 +94,10 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
     root = cache_root(data.cache_dir)
     sources = [open_source(source, root) for source in data.sources]
     prints = [source.fingerprint() for source in sources]
-    text_key = [prints, data.validation_fraction]
+    split = Split(data.validation_fraction, [source.held_out_tasks for source in data.sources])
+    text_key = [prints, dataclasses.astuple(split)]
     # Both folders below may need it, and neither does when both are there.
-    found = functools.cache(lambda: survey(sources, data.validation_fraction, progress))
+    found = functools.cache(lambda: survey(sources, split, skip_bad=data.skip_bad, progress=progress))
 
     def fill_tokenizer(folder: Path) -> dict[str, Any]:
         texts = sample(sources, found(), tokenizer.train_megabytes)
@@ -120,21 +107,29 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
         return to_dict(tokenizer)
 
     def fill_corpus(folder: Path) -> dict[str, Any]:
-        info = _tokenise(folder, sources, found(), loaded, data.workers, progress)
+        info = _tokenise(folder, data, sources, found(), loaded, template, progress)
         _check_unchanged(data, root, prints)
         return info
 
     if tokenizer.path is None:
-        folder = root / "tokenizers" / key_of([text_key, to_dict(tokenizer)])
+        folder = root / "tokenizers" / key_of([text_key, to_dict(dataclasses.replace(tokenizer, chat_template=None))])
         build_once(folder, fill_tokenizer)
         tokenizer_path = folder / "tokenizer.model"
     else:
         tokenizer_path = user_path(tokenizer.path)
     loaded = load_tokenizer(tokenizer_path)
+    template = _template(data, tokenizer, loaded)
 
-    key = key_of([text_key, loaded.fingerprint])
+    key = key_of([text_key, loaded.fingerprint, template and template.fingerprint()])
     info = build_once(root / "corpora" / key, fill_corpus)
-    return _opened(root, key, tokenizer_path, loaded, info)
+    corpus = _opened(root, key, tokenizer_path, loaded, template, data, info)
+    if not data.skip_bad:
+        corpus.report.bad.refuse()  # what is in the cache may have been made without them
+    return corpus
+
+
+def _template(data: DataConfig, tokenizer: TokenizerConfig, loaded: Tokenizer) -> ChatTemplate | None:
+    return run_template(tokenizer, loaded) if any(map(gives_conversations, data.sources)) else None
 
 
 def shared_corpus(data: DataConfig, tokenizer: TokenizerConfig, processes: Processes) -> tuple[Corpus, bool]:
@@ -165,24 +160,45 @@ def shared_corpus(data: DataConfig, tokenizer: TokenizerConfig, processes: Proce
                 "same files, or a --data.cache-dir that they share"
             )
     if corpus is None:
-        key, tokenizer_path = found[first]
-        info = manifest_info(root / "corpora" / key)
-        corpus = _opened(root, key, Path(tokenizer_path), load_tokenizer(Path(tokenizer_path)), info)
+        key, path = found[first][0], Path(found[first][1])
+        loaded = load_tokenizer(path)
+        template = _template(data, tokenizer, loaded)
+        corpus = _opened(root, key, path, loaded, template, data, manifest_info(root / "corpora" / key))
     return corpus, first == processes.index
 
 
-def _opened(root: Path, key: str, tokenizer_path: Path, tokenizer: Tokenizer, info: dict[str, Any]) -> Corpus:
-    folder = root / "corpora" / key
-    dtype = np.dtype(info["dtype"])
-    sources = len(list(folder.glob("train-*.index")))
+def _opened(
+    root: Path,
+    key: str,
+    tokenizer_path: Path,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    data: DataConfig,
+    info: dict[str, Any],
+) -> Corpus:
+    folder, dtype = root / "corpora" / key, np.dtype(info["dtype"])
+    names = [task_name(data.sources[s]) if name is None else name for s, name in info["tasks"]]
+    tasks = [
+        Task(s, name if names.count(name) == 1 else f"{name} (data.sources.{s})")
+        for (s, _), name in zip(info["tasks"], names, strict=True)
+    ]
+    splits: list[list[Documents]] = [[], []]
+    for s in range(len(data.sources)):
+        own = [counts for (source, _), counts in zip(info["tasks"], info["counts"], strict=True) if source == s]
+        for opened, name, counts in zip(splits, ("train", "validation"), zip(*own, strict=True), strict=False):
+            opened += open_documents(folder, f"{name}-{s}", dtype, counts)
+    report = dict(info["report"])
+    bad = BadRows(**{**report.pop("bad"), "first": tuple(info["report"]["bad"]["first"])})
     return Corpus(
         root=root,
         key=key,
         tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
-        train=tuple(_open(folder, f"train-{s}", dtype) for s in range(sources)),
-        validation=_open(folder, "validation", dtype),
-        report=CorpusReport(**info["report"]),
+        template=template,
+        tasks=tuple(tasks),
+        train=tuple(splits[0]),
+        validation=tuple(splits[1]),
+        report=CorpusReport(**report, bad=bad),
     )
 
 
@@ -200,110 +216,49 @@ def _check_unchanged(data: DataConfig, root: Path, prints: Sequence[str]) -> Non
 
 
 def _tokenise(
-    folder: Path, sources: Sequence[Source], found: Survey, tokenizer: Tokenizer, workers: int, progress: bool
+    folder: Path,
+    data: DataConfig,
+    sources: Sequence[Source],
+    found: Survey,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    progress: bool,
 ) -> dict[str, Any]:
     """Writes the streams of all splits and returns what `prepare_corpus` reads back."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     documents = track(kept_documents(sources, found), len(found.size), "Tokenising", progress)
-    tokens = 0
+    counts, tokens, bad = np.zeros((len(found.tasks), 2), int), 0, found.bad
+    size = 0
     with contextlib.ExitStack() as stack:
-        train = [stack.enter_context(_Writer(folder, f"train-{s}")) for s in range(len(sources))]
-        validation = stack.enter_context(_Writer(folder, "validation"))
-        for (source, held_out, document), ids in _encoded(documents, tokenizer, dtype, workers):
-            (validation if held_out else train[source]).add(document, ids)
-            tokens += len(ids) - 1 - len(document.parts)
+        writers = [
+            [
+                stack.enter_context(Writer(folder, f"{split}-{s}", dtype, gives_conversations(source)))
+                for split in ("train", "validation")
+            ]
+            for s, source in enumerate(data.sources)
+        ]
+        for (task, held_out, document), made in encoded(documents, Encoder(tokenizer, dtype, template), data.workers):
+            if isinstance(made, UserError):
+                bad = bad.joined(str(made))
+                continue
+            writers[found.tasks[task][0]][held_out].add(document, task, *made)
+            counts[task, int(held_out)] += 1
+            tokens += len(made.ids) - (0 if document.chat else 1 + len(document.parts))
+            size += sum(len(part.encode()) for part in document.parts)
+    if not data.skip_bad:
+        bad.refuse()
     report = CorpusReport(
-        documents=len(found.size),
-        held_out=int(found.held_out.sum()),
+        documents=int(counts.sum()),
+        held_out=int(counts[:, 1].sum()),
         duplicates=found.duplicates,
         empty=found.empty,
         tokens=tokens,
-        bytes=int(found.size.sum()),
+        bytes=size,
+        bad=bad,
     )
-    return {"dtype": dtype.name, "report": dataclasses.asdict(report)}
-
-
-Kept = tuple[int, bool, Document]
-
-
-def _encoded(
-    documents: Iterable[Kept], tokenizer: Tokenizer, dtype: np.dtype, workers: int
-) -> Iterator[tuple[Kept, np.ndarray]]:
-    """Each document with its tokens, in order.
-
-    Threads do it, and not processes, since both tokenizer libraries release the interpreter's lock.
-    """
-    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
-
-    def encode(batch: list[Kept]) -> list[tuple[Kept, np.ndarray]]:
-        encoded = iter(tokenizer.encode_batch([part for _, _, document in batch for part in document.parts]))
-        found = []
-        for kept in batch:
-            parts = list(islice(encoded, len(kept[2].parts)))
-            if len(parts) > 1 and any(tokenizer.eos_id in part for part in parts):
-                raise UserError(f"{kept[2].name}: its text makes the token that ends the parts of a pair; take it out")
-            found.append((kept, np.array(bos + [i for part in parts for i in part + eos], dtype)))
-        return found
-
-    workers = workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        running: deque[Future[list[tuple[Kept, np.ndarray]]]] = deque()
-        try:
-            for batch in _batches(documents):
-                running.append(pool.submit(encode, batch))
-                if len(running) > 2 * workers:  # bounds the text that is in memory
-                    yield from running.popleft().result()
-            while running:
-                yield from running.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _batches(documents: Iterable[Kept]) -> Iterator[list[Kept]]:
-    batch: list[Kept] = []
-    size = 0
-    for kept in documents:
-        batch.append(kept)
-        size += sum(map(len, kept[2].parts))
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    yield batch
-
-
-class _Writer:
-    """Appends documents to the files that `_open` maps."""
-
-    def __init__(self, folder: Path, name: str):
-        self._index_path = folder / f"{name}.index"
-        self._tokens = open(folder / f"{name}.tokens", "wb")  # noqa: SIM115  closed by __exit__
-        self._names = open(folder / f"{name}.names", "wb")  # noqa: SIM115
-        self._index = array("q", (0, 0, 0))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def add(self, document: Document, ids: np.ndarray) -> None:
-        name = document.name.encode()
-        self._tokens.write(ids.tobytes())
-        self._names.write(name)
-        tokens, names, size = self._index[-3:]
-        self._index.extend((tokens + len(ids), names + len(name), size + len("".join(document.parts).encode())))
-
-    def __exit__(self, *_: object) -> None:
-        with self._tokens, self._names:
-            self._index_path.write_bytes(self._index.tobytes())
-
-
-def _open(folder: Path, name: str, dtype: np.dtype) -> Documents:
-    def mapped(suffix: str, dtype: np.dtype) -> np.ndarray:
-        path = folder / f"{name}.{suffix}"
-        if path.stat().st_size == 0:  # which cannot be mapped
-            return np.empty(0, dtype)
-        return np.asarray(np.memmap(path, dtype, mode="r"))
-
-    return Documents(
-        tokens=mapped("tokens", dtype),
-        index=mapped("index", np.dtype(np.int64)).reshape(-1, 3),
-        names=mapped("names", np.dtype(np.uint8)),
-    )
+    return {
+        "dtype": dtype.name,
+        "tasks": found.tasks,
+        "counts": counts.tolist(),
+        "report": dataclasses.asdict(report),
+    }

@@ -1,9 +1,23 @@
 """What a source gives: documents, read by index."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jaxllm.config import UserError
+
+
+class BadRow(UserError):
+    """A document that cannot be used, where those beside it may be: `file:line: reason`."""
+
+
+class Chat(NamedTuple):
+    """A conversation. Its messages are as chat templates read them, but for `weight`, which only training reads."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """JSON schemas of what the assistant may call."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +30,21 @@ class Document:
     """What is to be written after the text, where the two are a pair."""
     named_by_place: bool = field(default=False, kw_only=True)
     """The name tells where the text stands, and is another's when text is put before it: a line, a row, a part."""
+    task: str | None = field(default=None, kw_only=True)
+    """What the field of tasks says, where the source has one."""
+    chat: Chat | None = field(default=None, kw_only=True)
+    """The conversation, of which `text` is all that is said in it."""
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The text; and the target, if there is one. The last is what must not be empty."""
         return (self.text,) if self.target is None else (self.text, self.target)
+
+    @property
+    def content(self) -> bytes:
+        """What is equal in equal documents alone."""
+        parts = self.parts if self.chat is None else (json.dumps(self.chat, sort_keys=True),)
+        return b"\0".join(part.encode() for part in parts)  # no text holds a NUL
 
 
 class Source(Protocol):
@@ -32,14 +56,17 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Document:
-        """Raises `UserError`, naming the file and the place, where the content is not text."""
+        """Raises `BadRow`, naming the file and the place, where the content is not text; `UserError`, if that is gone.
+
+        What is read in order is read fastest.
+        """
 
 
 def checked_text(value: object, where: str) -> str:
     """`value` as text that UTF-8 can carry; none, as JSON and Parquet know it, is empty.
 
     Raises:
-        UserError: `value` is neither text nor bytes, is not UTF-8, or holds a NUL, which text never does.
+        BadRow: `value` is neither text nor bytes, is not UTF-8, or holds a NUL, which text never does.
     """
     try:
         if value is None:
@@ -50,12 +77,49 @@ def checked_text(value: object, where: str) -> str:
             value.encode()  # JSON can spell half a surrogate pair, which no encoder takes
             text = value
         else:
-            raise UserError(f"{where}: expected text, got {type(value).__name__} {value!r:.60}")
+            raise BadRow(f"{where}: expected text, got {type(value).__name__} {value!r:.60}")
     except UnicodeError as error:
         place = (
             f"at {error.start}: {error.reason}" if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else ""
         )
-        raise UserError(f"{where}: not valid UTF-8 ({place}); convert it, or take it out") from None
+        raise BadRow(f"{where}: not valid UTF-8 ({place}); convert it, or take it out") from None
     if "\0" in text:
-        raise UserError(f"{where}: a NUL character at {text.index(chr(0))}: this is binary data, not text; take it out")
+        raise BadRow(f"{where}: a NUL character at {text.index(chr(0))}: this is binary data, not text; take it out")
     return text
+
+
+class Record(NamedTuple):
+    """A row of a file or of a data set."""
+
+    name: str
+    where: str
+    """As `name`, for messages: with the path of the file."""
+    fields: Mapping[str, Any]
+
+
+class Records(Protocol):
+    """A sequence of records, of which documents are made."""
+
+    def fingerprint(self) -> str:
+        """As that of a `Source`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises as that of a `Source` does."""
+
+
+def task_of(record: Record, task_field: str | None) -> str | None:
+    """The task that a record names, if a field is to name it.
+
+    Raises:
+        BadRow: it does not.
+    """
+    if task_field is None:
+        return None
+    task = record.fields.get(task_field)
+    if isinstance(task, bytes):
+        task = checked_text(task, f"{record.where}, field '{task_field}'")
+    if task in (None, "") or not isinstance(task, str | int):
+        raise BadRow(f"{record.where}, field '{task_field}': expected the name of a task, got {task!r:.60}")
+    return str(task)

@@ -2,20 +2,22 @@
 
 Each kind of `Examples` plans rows from documents, and makes the arrays of one row from its pieces and a random stream
 of its own. No text is lost: a document longer than a row is cut into pieces, and all lengths are known before the
-noise is drawn. Only a pair of texts, which cannot be cut, is left out where a row does not hold it.
+noise is drawn. Only a pair of texts, which cannot be cut, is left out where a row does not hold it; and of a
+conversation no more is kept than a row holds.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxllm.common.corrupted import corrupted_lengths, longest_piece, target_length
 from jaxllm.config import PUBLISHED_NOISE, DataConfig, ObjectiveConfig, UserError, to_dict
-from jaxllm.data.corpus import Corpus, Documents
+from jaxllm.data.corpus import Corpus
 from jaxllm.data.corruption import corrupt_spans, infill, mask
 from jaxllm.data.packing import Plan, arranged, pieces, plan_pairs
+from jaxllm.data.token_files import Documents
 
 LEFT_OUT = 0.01
 """The most of the pairs that may be too long for a row."""
@@ -27,6 +29,17 @@ Row = dict[str, np.ndarray]
 """The arrays of a batch, without their first axis and without padding."""
 
 
+class Pieces(NamedTuple):
+    """What a row is made of."""
+
+    tokens: np.ndarray
+    """int32, of all its pieces, each with what is `beyond` it."""
+    lengths: np.ndarray
+    """int [pieces]: of each in `tokens`."""
+    trained: np.ndarray | None
+    """bool, of each token whether the model is to write it; none where that is all."""
+
+
 class Examples(ABC):
     """An objective, with what it needs of the tokenizer and the packing."""
 
@@ -36,8 +49,6 @@ class Examples(ABC):
     """Places of a row of the decoder, where there is an encoder too."""
     beyond: int = 0
     """Tokens after each piece that belong to it too."""
-    whole: bool = False
-    """A piece is a pair of texts, which is not cut."""
 
     def __init__(self, objective: ObjectiveConfig, corpus: Corpus, data: DataConfig):
         self.objective, self.packing, self.read = objective, data.packing, data.sequence_length
@@ -58,19 +69,17 @@ class Examples(ABC):
             UserError: more than a few of the pairs are.
         """
 
+    def keeps_whole(self, documents: Documents) -> bool:
+        """Whether a piece is all that a row holds of a document: a pair of texts, or a conversation."""
+        return False
+
     @abstractmethod
     def filled(self, plan: Plan) -> int:
         """Places that the rows of `plan` fill, of encoder and decoder together."""
 
     @abstractmethod
-    def row(self, tokens: np.ndarray, lengths: np.ndarray, noise: Noise) -> Row:
-        """The arrays of a row.
-
-        Args:
-            tokens: int32, of all its pieces, each with what is `beyond` it.
-            lengths: int [pieces]: of each in `tokens`.
-            noise: its random stream.
-        """
+    def row(self, pieces: Pieces, noise: Noise) -> Row:
+        """The arrays of a row, given its pieces and its random stream."""
 
     def empty(self, rows: int) -> Row:
         """A batch of padding."""
@@ -91,7 +100,7 @@ class Examples(ABC):
         In `documents`, of the text between begin and end of each; in `concatenate`, of the stream, with both.
         """
         if self.packing == "concatenate":
-            return pieces(np.array([0]), np.array([len(documents.tokens)]), most)
+            return pieces(documents.starts[:1], np.diff(documents.starts[[0, -1]]), most)
         return pieces(documents.starts[:-1] + 1, np.diff(documents.starts) - 2, most)
 
     def text(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,14 +136,17 @@ class NextToken(Examples):
 
     def __init__(self, objective: ObjectiveConfig, corpus: Corpus, data: DataConfig):
         super().__init__(objective, corpus, data)
-        self.whole = any(source.target_field is not None for source in data.sources)
+        self._pairs = any(source.target_field is not None for source in data.sources)
 
     @property
     def key(self) -> list[Any]:
-        return super().key if self.whole else [self.read, self.packing]
+        return super().key if self._pairs else [self.read, self.packing]
+
+    def keeps_whole(self, documents: Documents) -> bool:
+        return self._pairs
 
     def plan(self, documents: Documents) -> Plan:
-        if not self.whole:
+        if not self._pairs:
             return plan_pairs(documents, self.read, self.packing)
         lengths = np.diff(documents.starts) - 1
         return _plan_whole(documents.starts[:-1], lengths, lengths[:, None], {"data.sequence_length": self.read})
@@ -142,19 +154,54 @@ class NextToken(Examples):
     def filled(self, plan: Plan) -> int:
         return plan.pairs
 
-    def row(self, tokens: np.ndarray, lengths: np.ndarray, noise: Noise) -> Row:
+    def row(self, pieces: Pieces, noise: Noise) -> Row:
+        tokens, lengths, trained = pieces
         row = _laid(lengths - 1)
         place = np.arange(len(row["segments"])) + row["segments"] - 1  # a piece has one token more than it has pairs
         row |= {"tokens": tokens[place], "targets": tokens[place + 1]}
-        if self.objective.kind == "causal":
-            return row | {"weights": np.ones(len(place), np.float32)}
-        if self.whole:
+        if self.objective.kind != "prefix":
+            return row | {"weights": np.ones(len(place), np.float32) if trained is None else trained[place + 1]}
+        if self._pairs:
             starts = np.cumsum(lengths) - lengths
             seen = _first_ends(tokens, starts, self.tokenizer.eos_id) - starts + 1
         else:
             seen = 1 + (noise().random(len(lengths)) * (lengths - 1)).astype(int)
         seen = np.repeat(seen, lengths - 1)
         return row | {"prefix": row["positions"] < seen, "weights": row["positions"] >= seen - 1}
+
+
+class Supervised(NextToken):
+    """What the assistant says in conversations (`sft`); texts beside them as `causal` has them."""
+
+    def __init__(self, objective: ObjectiveConfig, corpus: Corpus, data: DataConfig):
+        super().__init__(objective, corpus, data)
+        self._truncation = data.truncation
+
+    @property
+    def key(self) -> list[Any]:
+        return ["conversations", self._truncation, *super().key]
+
+    def keeps_whole(self, documents: Documents) -> bool:
+        return documents.trained is not None
+
+    def plan(self, documents: Documents) -> Plan:
+        if documents.trained is None:
+            return plan_pairs(documents, self.read, self.packing)
+        starts, lengths = documents.starts[:-1].copy(), np.diff(documents.starts) - 1
+        too_long = np.flatnonzero(lengths > self.read)
+        for d in too_long.tolist():
+            # The place of the last token that is kept; that of the first is a row before it.
+            last = self._last_kept(documents.trained[starts[d] : starts[d] + lengths[d] + 1])
+            starts[d], lengths[d] = starts[d] + max(0, last - self.read), min(last, self.read)
+        if self._truncation == "leave_out":
+            starts, lengths = np.delete(starts, too_long), np.delete(lengths, too_long)
+        return arranged(starts, lengths, lengths, self.read)
+
+    def _last_kept(self, trained: np.ndarray) -> int:
+        """In a conversation that is longer than a row, of which some token is trained."""
+        if self._truncation == "end" and trained[1 : self.read + 1].any():
+            return self.read
+        return int(np.flatnonzero(trained)[-1])
 
 
 class Masked(Examples):
@@ -185,8 +232,8 @@ class Masked(Examples):
     def filled(self, plan: Plan) -> int:
         return plan.pairs + (len(self.begin) + 1) * len(plan.lengths)
 
-    def row(self, tokens: np.ndarray, lengths: np.ndarray, noise: Noise) -> Row:
-        targets, sizes = _framed(*self.text(tokens, lengths), self.begin, self.tokenizer.eos_id)
+    def row(self, pieces: Pieces, noise: Noise) -> Row:
+        targets, sizes = _framed(*self.text(*pieces[:2]), self.begin, self.tokenizer.eos_id)
         row = _laid(sizes)
         words = np.cumsum(self._begins_word[targets] | (row["positions"] <= len(self.begin))) - 1
         is_text = self._is_text[targets]
@@ -221,8 +268,8 @@ class Denoised(Examples):
     def filled(self, plan: Plan) -> int:
         return int(self._lengths[plan.lengths, 2:].sum())
 
-    def row(self, tokens: np.ndarray, lengths: np.ndarray, noise: Noise) -> Row:
-        tokens, lengths = self.text(tokens, lengths)
+    def row(self, pieces: Pieces, noise: Noise) -> Row:
+        tokens, lengths = self.text(*pieces[:2])
         hidden, spans, read, written = self._lengths[lengths].T
         if self.objective.kind == "infilling":
             inputs, targets = infill(noise(), tokens, lengths, hidden, spans, self._mask_id), tokens
@@ -236,14 +283,15 @@ class Denoised(Examples):
 class Translated(Examples):
     """The second text of a pair from the first."""
 
-    whole = True
-
     def __init__(self, objective: ObjectiveConfig, corpus: Corpus, data: DataConfig, start_token: int):
         super().__init__(objective, corpus, data)
         self._start_token, self.written = start_token, target_length(objective, self.read)
 
+    def keeps_whole(self, documents: Documents) -> bool:
+        return True
+
     def plan(self, documents: Documents) -> Plan:
-        ends = np.flatnonzero(documents.tokens == self.tokenizer.eos_id)
+        ends = documents.span.start + np.flatnonzero(documents.tokens[documents.span] == self.tokenizer.eos_id)
         firsts = ends.reshape(len(documents), -1)[:, -2] if len(documents) else ends
         starts, stops = documents.starts[:-1], documents.starts[1:]
         sizes = np.stack([firsts - starts + len(self.begin), stops - 1 - firsts], axis=1)
@@ -253,7 +301,8 @@ class Translated(Examples):
     def filled(self, plan: Plan) -> int:
         return plan.pairs - (1 - len(self.begin)) * len(plan.lengths)
 
-    def row(self, tokens: np.ndarray, lengths: np.ndarray, noise: Noise) -> Row:
+    def row(self, pieces: Pieces, noise: Noise) -> Row:
+        tokens, lengths, _ = pieces
         starts = np.cumsum(lengths) - lengths
         read = _first_ends(tokens, starts, self.tokenizer.eos_id) - starts + 1
         is_read = np.arange(len(tokens)) < np.repeat(starts + read, lengths)
@@ -277,6 +326,8 @@ def make_examples(objective: ObjectiveConfig, corpus: Corpus, data: DataConfig, 
     """
     if objective.kind in ("causal", "prefix"):
         return NextToken(objective, corpus, data)
+    if objective.kind == "sft":
+        return Supervised(objective, corpus, data)
     if objective.kind == "masked":
         return Masked(objective, corpus, data)
     start_token = corpus.tokenizer.pad_id if start_token is None else start_token

@@ -1,24 +1,16 @@
-"""Documents in local files: plain text, source code, JSON lines and Parquet."""
+"""Local files, and the documents in plain text and source code."""
 
-import bisect
 import contextlib
 import difflib
 import glob
 import gzip
-import io
-import itertools
-import json
 import os
 import re
 import weakref
 import zlib
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
@@ -85,7 +77,7 @@ def _nearest(path: Path) -> str:
     return f"; did you mean '{path.parent / near[0]}'?" if near else ""
 
 
-class _Content:
+class Content:
     """The bytes of a file, read as they are asked for. Unlike a mapping it survives a file that is cut short."""
 
     def __init__(self, path: Path):
@@ -109,56 +101,45 @@ class _Content:
         return found
 
     def lines(self) -> Iterator[bytes]:
+        """Each with its end."""
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
             yield from file
 
 
-class _Files:
+class Files:
     """Files under one source: their fingerprint, and the bytes of the one that was read last."""
 
-    def __init__(self, files: Sequence[File], *options: str):
-        self.files, self._options = files, options
-        self._last: tuple[Path, bytes | _Content] | None = None
+    def __init__(self, files: Sequence[File]):
+        self.files = files
+        self._last: tuple[Path, bytes | Content] | None = None
 
     def fingerprint(self) -> str:
         try:
             hashes = file_hashes(path for _, path in self.files)
         except OSError as error:
-            raise _unreadable(error.filename, error) from None
+            raise unreadable(error.filename, error) from None
         names = [name for name, _ in self.files]
-        return key_of([type(self).__name__, self._options, names, hashes])
+        return key_of([type(self).__name__, names, hashes])
 
-    def content(self, path: Path) -> bytes | _Content:
+    def content(self, path: Path) -> bytes | Content:
         """The file's bytes, not loaded (only a `.gz` is unpacked in memory)."""
         if self._last is None or self._last[0] != path:
             try:
                 packed = path.suffix.lower() == ".gz"
-                content = gzip.decompress(path.read_bytes()) if packed else _Content(path)
+                content = gzip.decompress(path.read_bytes()) if packed else Content(path)
             except (OSError, EOFError, zlib.error) as error:
-                raise _unreadable(path, error) from None
+                raise unreadable(path, error) from None
             self._last = path, content
         return self._last[1]
 
 
-def _unreadable(path: object, error: Exception) -> UserError:
+def unreadable(path: object, error: Exception) -> UserError:
+    """What is said of a file that the system, or the reader of its format, refuses."""
     return UserError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}")
 
 
-def _check_fields(where: str, wanted: Sequence[str], there: Iterable[str]) -> None:
-    """Wants that of the text; and that of the target, if there is one."""
-    for field, option in zip(wanted, ("field", "target_field"), strict=False):
-        if field not in there:
-            raise UserError(f"{where}: no field '{field}'; it has {', '.join(there)}; set data.sources.N.{option}")
-
-
-def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
-    """Which part, of those that end at `ends`, holds `index`, and the place in it."""
-    part = bisect.bisect_right(ends, index)
-    return part, index - (ends[part - 1] if part else 0)
-
-
-class CodeFiles(_Files):
+class CodeFiles(Files):
     """Each file is a document."""
 
     def __len__(self) -> int:
@@ -169,7 +150,7 @@ class CodeFiles(_Files):
         return Document(name, checked_text(self.content(path)[:], str(path)))
 
 
-class TextFiles(_Files):
+class TextFiles(Files):
     """Each file is a document; one of more than `PART` bytes is cut into `name#0`, `name#1`, ..."""
 
     @cached_property
@@ -193,7 +174,7 @@ class TextFiles(_Files):
         return Document(name, checked_text(self.content(path)[start:stop], where), named_by_place=not whole)
 
 
-def _cuts(content: bytes | _Content) -> list[int]:
+def _cuts(content: bytes | Content) -> list[int]:
     """0, ..., size, at most `PART` apart."""
     cuts = [0]
     while len(content) - cuts[-1] > PART:
@@ -201,7 +182,7 @@ def _cuts(content: bytes | _Content) -> list[int]:
     return [*cuts, len(content)]
 
 
-def _cut(content: bytes | _Content, start: int) -> int:
+def _cut(content: bytes | Content, start: int) -> int:
     """After a blank line `PART / 2` to `PART` bytes from `start`, else after a line, else after a character.
 
     Of several places the bytes before it choose one, not the distance, so that the cuts after a change of the file
@@ -214,111 +195,3 @@ def _cut(content: bytes | _Content, start: int) -> int:
         if stops:
             return start + max(stops, key=lambda stop: (zlib.crc32(part[stop - CUT_CONTEXT : stop]), stop))
     return start + next((k for k in range(PART, PART - 4, -1) if part[k] & 0xC0 != 0x80), PART)
-
-
-class JsonLines(_Files):
-    """Each line that is not blank is an object with the text in `field`: the document `name:line`.
-
-    With a second field, that has the target.
-    """
-
-    def __init__(self, files: Sequence[File], *fields: str):
-        super().__init__(files, *fields)
-        self._fields = fields
-
-    @cached_property
-    def _index(self) -> tuple[list[np.ndarray], list[int]]:
-        """Each file's lines, int64 [lines, (start, stop, number from 1)]; and the running count of lines."""
-        lines = [_lines(self.content(path)) for _, path in self.files]
-        return lines, list(itertools.accumulate(map(len, lines)))
-
-    def __len__(self) -> int:
-        return self._index[1][-1]
-
-    def __getitem__(self, index: int) -> Document:
-        lines, ends = self._index
-        i, row = _locate(ends, index)
-        start, stop, number = lines[i][row].tolist()
-        name, path = self.files[i]
-        where = f"{path}:{number}"
-        line = checked_text(self.content(path)[start:stop].rstrip(), where)
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-            raise UserError(f"{where}: JSON that cannot be read: {error}") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: expected an object with the field '{self._fields[0]}', got {record!r:.60}")
-        _check_fields(where, self._fields, record)
-        texts = (checked_text(record[field], f"{where}, field '{field}'") for field in self._fields)
-        return Document(f"{name}:{number}", *texts, named_by_place=True)
-
-
-def _lines(content: bytes | _Content) -> np.ndarray:
-    index, stop = array("q"), 0
-    lines = content.lines() if isinstance(content, _Content) else io.BytesIO(content)
-    for number, line in enumerate(lines, 1):
-        start, stop = stop, stop + len(line)
-        if not line.isspace():
-            index.extend((start, stop, number))
-    return np.frombuffer(index, np.int64).reshape(-1, 3)
-
-
-class ParquetFiles(_Files):
-    """Each row, with its text in the column `field`, is the document `name:row`; one row group is held.
-
-    With a second field, that has the target.
-    """
-
-    def __init__(self, files: Sequence[File], *fields: str):
-        super().__init__(files, *fields)
-        self._fields = fields
-        self._held: tuple[int, Any] = (-1, None)
-
-    @cached_property
-    def _index(self) -> tuple[list[tuple[int, int, int]], list[int]]:
-        """(file, row group, its first row in the file) of each group; and the running count of rows."""
-        groups, sizes = [], []
-        for i, (_, path) in enumerate(self.files):
-            meta = self._open(path).metadata
-            rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-            groups += [(i, g, first) for g, first in enumerate(itertools.accumulate(rows[:-1], initial=0))][: len(rows)]
-            sizes += rows
-        return groups, list(itertools.accumulate(sizes))
-
-    def _open(self, path: Path) -> Any:
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _unreadable(path, error) from None
-        _check_fields(str(path), self._fields, file.schema_arrow.names)
-        return file
-
-    def _columns(self, group: int) -> Any:
-        import pyarrow
-
-        if self._held[0] != group:
-            i, number, _ = self._index[0][group]
-            path = self.files[i][1]
-            try:
-                self._held = group, self._open(path).read_row_group(number, list(self._fields))
-            except (OSError, pyarrow.ArrowException) as error:
-                raise _unreadable(path, error) from None
-        return self._held[1]
-
-    def __len__(self) -> int:
-        ends = self._index[1]
-        return ends[-1] if ends else 0
-
-    def __getitem__(self, index: int) -> Document:
-        groups, ends = self._index
-        group, row = _locate(ends, index)
-        i, _, first = groups[group]
-        name, path = self.files[i]
-        values = ((field, self._columns(group)[field][row].as_py()) for field in self._fields)
-        texts = (checked_text(value, f"{path}, row {first + row}, field '{field}'") for field, value in values)
-        return Document(f"{name}:{first + row}", *texts, named_by_place=True)

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxllm.data.cache import build_once, key_of
-from jaxllm.data.corpus import Corpus, Documents
+from jaxllm.data.corpus import Corpus
+from jaxllm.data.token_files import Documents
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def plan_pairs(documents: Documents, sequence_length: int, packing: Packing) -> 
     `documents` never joins two documents in a piece; `concatenate` cuts the whole stream, document ends
     included, into windows, one a row.
     """
-    borders = documents.starts if packing == "documents" else np.array([0, len(documents.tokens)])
+    borders = documents.starts if packing == "documents" else documents.starts[[0, -1]]
     starts, lengths = pieces(borders[:-1], np.diff(borders) - 1, sequence_length)  # n tokens are n - 1 pairs
     return arranged(starts, lengths, lengths, sequence_length)
 
@@ -73,8 +74,8 @@ def arranged(starts: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, room: i
 
 def corpus_plans(
     corpus: Corpus, key: Sequence[Any], plan: Callable[[Documents], Plan]
-) -> tuple[tuple[Plan, ...], Plan]:
-    """The plan of each training source and that of the held-out documents, kept in the cache.
+) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
+    """The plans of the training and of the held-out documents of each task, kept in the cache.
 
     Args:
         corpus: to be planned.
@@ -84,22 +85,28 @@ def corpus_plans(
     Raises:
         UserError: the cache cannot be written, or the plan in it is damaged.
     """
-    splits = {**{f"train-{s}": d for s, d in enumerate(corpus.train)}, "validation": corpus.validation}
+    splits = {"train": corpus.train, "validation": corpus.validation}
     folder = corpus.root / "plans" / key_of([corpus.key, *key])
 
     def fill(folder: Path) -> dict[str, Any]:
-        for name, documents in splits.items():
-            made = plan(documents)
+        sizes = {}
+        for name, tasks in splits.items():
+            made = [plan(documents) for documents in tasks]
             for field in fields(Plan):
-                np.save(folder / f"{name}.{field.name}.npy", getattr(made, field.name))
-        return {}
+                np.save(folder / f"{name}.{field.name}.npy", np.concatenate([getattr(p, field.name) for p in made]))
+                sizes[f"{name}.{field.name}"] = [len(getattr(p, field.name)) for p in made]
+        return sizes
 
-    build_once(folder, fill)
-    plans = [
-        Plan(*(np.asarray(np.load(folder / f"{name}.{f.name}.npy", mmap_mode="r")) for f in fields(Plan)))
-        for name in splits
-    ]
-    return tuple(plans[:-1]), plans[-1]
+    sizes = build_once(folder, fill)
+
+    def opened(name: str) -> tuple[Plan, ...]:
+        arrays = []
+        for field in fields(Plan):
+            whole = np.asarray(np.load(folder / f"{name}.{field.name}.npy", mmap_mode="r"))
+            arrays.append(np.split(whole, np.cumsum(sizes[f"{name}.{field.name}"])[:-1]))
+        return tuple(Plan(*each) for each in zip(*arrays, strict=True))
+
+    return opened("train"), opened("validation")
 
 
 def pieces(firsts: np.ndarray, sizes: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """One reading of all sources: which documents are kept, which are held out, which train the tokenizer."""
 
+import difflib
 import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -8,8 +9,49 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxllm.config import UserError
-from jaxllm.data.document import Document, Source
+from jaxllm.data.document import BadRow, Document, Source
 from jaxllm.data.progress import track
+
+NAMED = 5
+"""Bad documents that a message names."""
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """Lines, rows and files that are no document."""
+
+    count: int = 0
+    of: int = 0
+    """All that were read."""
+    first: tuple[str, ...] = ()
+    """What is wrong with the first of them."""
+
+    def refuse(self) -> None:
+        """Passes where there are none.
+
+        Raises:
+            UserError: with what is wrong.
+        """
+        if self.count:
+            more = [f"and {self.count - len(self.first):,} more"] * (self.count > len(self.first))
+            raise UserError(
+                "\n  ".join([f"{self.count:,} of {self.of:,} documents cannot be used:", *self.first, *more])
+                + "\nmend them or take them out, or leave them out by --data.skip-bad"
+            )
+
+    def joined(self, reason: str) -> "BadRows":
+        """With one more of them."""
+        return BadRows(self.count + 1, self.of, (*self.first, reason)[:NAMED])
+
+
+@dataclass(frozen=True)
+class Split:
+    """What decides which documents are held out."""
+
+    fraction: float
+    """The share of them."""
+    tasks: Sequence[Sequence[str]] = ()
+    """Of each source, tasks of which all are."""
 
 
 @dataclass(frozen=True)
@@ -24,35 +66,48 @@ class Survey:
     """Bytes of UTF-8, int64 [documents]."""
     held_out: np.ndarray
     """In the validation split, bool [documents]."""
+    task: np.ndarray
+    """Of which task, int32 [documents]: its place in `tasks`."""
+    tasks: list[tuple[int, str | None]]
+    """(source, name) of each task, ordered by source and then by first document; the name is none where documents do
+    not say it."""
     duplicates: int
     """Documents dropped because an earlier one, of any source, has the same text (and target)."""
     empty: int
-    """Documents dropped because they have no text; pairs, because they have no target."""
+    """Documents dropped because they have no text; pairs and conversations, because they have no target."""
+    bad: BadRows
+    """Rows dropped because they are no document."""
 
 
-def survey(sources: Sequence[Source], validation_fraction: float, progress: bool = False) -> Survey:
+def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, progress: bool = False) -> Survey:
     """Reads every document once; `progress` shows a bar.
 
-    A document is held out if the hash of its name, as a number from 0 to 1, is below `validation_fraction`; that of
+    A document is held out if the hash of its name, as a number from 0 to 1, is below `split.fraction`; that of
     its text, where the name is only its place. Adding, removing or reordering documents therefore moves no other
     across the split, but for a text of which there was one and then are several: of equal texts the first is kept, on
     the side that the hash of the text says. If one side would be empty, it is given the document whose hash is nearest
-    to it.
+    to it. Of the tasks that `split` names all documents are held out.
 
     Raises:
-        UserError: no document, or only one where some must be held out; or a document that cannot be read.
+        UserError: no document, or only one where some must be held out; no task of a name that `split` has; a source
+            that cannot be read; or rows that are no document, if they are not to be skipped.
     """
-    source, index, size, share = array("i"), array("q"), array("q"), array("d")
+    source, index, size, share, task = array("i"), array("q"), array("q"), array("d"), array("i")
+    tasks: dict[tuple[int, str | None], int] = {}
     kept: dict[bytes, int] = {}
     duplicates = empty = 0
+    bad = BadRows(of=sum(map(len, sources)))
     for s, documents in enumerate(sources):
         for i in track(range(len(documents)), len(documents), "Reading", progress):
-            document = documents[i]
-            parts = [part.encode() for part in document.parts]
-            digest = hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()  # no text holds a NUL
-            if not parts[-1]:
+            try:
+                document = documents[i]
+            except BadRow as error:
+                bad = bad.joined(str(error))
+                continue
+            if not document.parts[-1]:
                 empty += 1
                 continue
+            digest = hashlib.blake2b(document.content, digest_size=16).digest()
             if digest in kept:
                 duplicates += 1
                 share[kept[digest]] = share_of(document.text)
@@ -60,17 +115,25 @@ def survey(sources: Sequence[Source], validation_fraction: float, progress: bool
                 kept[digest] = len(size)
                 source.append(s)
                 index.append(i)
-                size.append(sum(map(len, parts)))
+                size.append(sum(len(part.encode()) for part in document.parts))
                 share.append(share_of(document.text if document.named_by_place else document.name))
+                task.append(tasks.setdefault((s, document.task), len(tasks)))
+    if not skip_bad:
+        bad.refuse()
     if not size:
-        raise UserError(f"the data is empty: the sources hold no text ({empty} empty documents)")
+        left_out = f"{empty} empty documents" + (f", {bad.count} bad ones" if bad.count else "")
+        raise UserError(f"the data is empty: the sources hold no text ({left_out})")
+    whole = _whole_tasks(list(tasks), split.tasks)
     return Survey(
         source=np.frombuffer(source, np.int32),
         index=np.frombuffer(index, np.int64),
         size=np.frombuffer(size, np.int64),
-        held_out=_held_out(np.frombuffer(share), validation_fraction),
+        held_out=_held_out(np.frombuffer(share), split.fraction, whole[np.frombuffer(task, np.int32)]),
+        task=np.frombuffer(task, np.int32),
+        tasks=list(tasks),
         duplicates=duplicates,
         empty=empty,
+        bad=bad,
     )
 
 
@@ -79,15 +142,42 @@ def share_of(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
-def _held_out(share: np.ndarray, fraction: float) -> np.ndarray:
-    held_out = share < fraction
+def _whole_tasks(tasks: Sequence[tuple[int, str | None]], named: Sequence[Sequence[str]]) -> np.ndarray:
+    """Which tasks are held out whole, bool [tasks].
+
+    Raises:
+        UserError: a name that no task of its source has.
+    """
+    for s, names in enumerate(named):
+        there = [task for source, task in tasks if source == s and task is not None]
+        for name in names:
+            if name not in there:
+                near = difflib.get_close_matches(name, there, n=3, cutoff=0.0)
+                raise UserError(
+                    f"data.sources.{s}.held_out_tasks: there is no task {name!r}; the nearest are {', '.join(near)}"
+                )
+    return np.array([s < len(named) and task in named[s] for s, task in tasks])
+
+
+def _held_out(share: np.ndarray, fraction: float, whole: np.ndarray) -> np.ndarray:
+    """
+    Args:
+        share: the hash of each document.
+        fraction: of them.
+        whole: those that are held out in any case.
+    """
+    if whole.all():
+        raise UserError("the tasks in data.sources.N.held_out_tasks are all that there are: leave one to train on")
+    held_out = (share < fraction) | whole
     if fraction > 0:
         if len(share) < 2:
             raise UserError(
                 "the data is one document, of which none can be held out; set data.validation_fraction to 0"
             )
-        held_out[np.argmin(share)] = True
-        held_out[np.argmax(share)] = False
+        if not held_out.any():
+            held_out[np.argmin(share)] = True
+        if held_out.all():
+            held_out[np.argmax(np.where(whole, -1.0, share))] = False
     return held_out
 
 
@@ -103,6 +193,7 @@ def sample(sources: Sequence[Source], found: Survey, megabytes: float, held_out:
 
 
 def kept_documents(sources: Sequence[Source], found: Survey) -> Iterator[tuple[int, bool, Document]]:
-    """(source, held out, document) of each kept document."""
-    for s, i, held_out in zip(found.source.tolist(), found.index.tolist(), found.held_out.tolist(), strict=True):
-        yield s, held_out, sources[s][i]
+    """(task, held out, document) of each kept document."""
+    kept = zip(*(x.tolist() for x in (found.source, found.index, found.task, found.held_out)), strict=True)
+    for s, i, task, held_out in kept:
+        yield task, held_out, sources[s][i]

@@ -66,13 +66,17 @@ class Tokenizer(ABC):
         """`encode` of each text; several threads may call it at once."""
         return [self.encode(text) for text in texts]
 
-    @abstractmethod
     def encode_with_specials(self, *parts: str) -> list[int]:
         """The ids of the parts, which together are one text, without begin and end of document.
 
         A special token that is spelled in the first part is that token, as in transformers' `apply_chat_template`; in
         the second part it is text, in the third the token again, and so on.
         """
+        return [i for ids in self.encode_parts(*parts) for i in ids]
+
+    @abstractmethod
+    def encode_parts(self, *parts: str) -> list[list[int]]:
+        """The ids of each part, which are not of the same token; otherwise as `encode_with_specials`."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens, and ids past the vocabulary (models pad it), give nothing."""
@@ -163,16 +167,18 @@ class SentencePieceTokenizer(Tokenizer):
         """The model for text with something before it: `add_dummy_prefix` is false in what is appended, and wins."""
         return sentencepiece.SentencePieceProcessor(model_proto=self._content + b"\x1a\x02\x18\x00")
 
-    def encode_with_specials(self, *parts: str) -> list[int]:
-        ids: list[int] = []
+    def encode_parts(self, *parts: str) -> list[list[int]]:
         special = re.compile(f"({any_of(self.specials)})")
+        found: list[list[int]] = []
         for number, part in enumerate(parts):
+            ids: list[int] = []
             for i, piece in enumerate(special.split(part) if number % 2 == 0 else [part]):
                 if i % 2:
                     ids.append(self._special_ids[piece])
                 elif piece:
-                    ids += self._encode(piece, self._going_on if ids else self._model)
-        return ids
+                    ids += self._encode(piece, self._going_on if ids or any(found) else self._model)
+            found.append(ids)
+        return found
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
@@ -238,12 +244,13 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_with_specials(self, *parts: str) -> list[int]:
-        ids: list[int] = []
+    def encode_parts(self, *parts: str) -> list[list[int]]:
+        found: list[list[int]] = []
         for i, part in enumerate(parts):
             model = self._model if i % 2 else self._with_specials
-            ids += _going_on(model, part) if ids else model.encode(part, add_special_tokens=False).ids
-        return ids
+            begins = not any(found)
+            found.append(model.encode(part, add_special_tokens=False).ids if begins else _going_on(model, part))
+        return found
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids, skip_special_tokens=True)
@@ -283,8 +290,12 @@ def _going_on(model: tokenizers.Tokenizer, text: str) -> list[int]:
 
     A line break that stays a token of its own is put before it, and its ids are taken off again.
     """
-    before, whole, alone = (model.encode(t, add_special_tokens=False).ids for t in ("\n", "\n" + text, text))
-    return whole[len(before) :] if whole[: len(before)] == before else alone
+    if not text:
+        return []
+    before, whole = (model.encode(t, add_special_tokens=False).ids for t in ("\n", "\n" + text))
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    return model.encode(text, add_special_tokens=False).ids
 
 
 def any_of(names: Iterable[str]) -> str:

@@ -127,4 +127,5 @@ def _check_blocks(config: RunConfig, path: str, x: jax.Array, size: int) -> None
 def _counts(loader: Loader) -> np.ndarray:
     """How often each token is in the training text."""
     size = loader.corpus.tokenizer.vocab_size
-    return sum((np.bincount(documents.tokens, minlength=size) for documents in loader.corpus.train), np.zeros(size))
+    texts = (documents.tokens[documents.span] for documents in loader.corpus.train)
+    return sum((np.bincount(text, minlength=size) for text in texts), np.zeros(size))

@@ -68,11 +68,12 @@ class Evaluator:
             stop: is asked before each batch whether to leave it.
         """
         self._loader, self._mesh, self._stop = loader, mesh, stop
-        self._pairs, self._is_text = loader.validation_plan.pairs, config.objective.kind == "causal"
+        self._pairs, self._is_text = loader.held_out_pairs, config.objective.kind == "causal"
         # As many rows as a microbatch has: what the training step has memory for, and what the mesh divides.
         self._rows = config.train.batch_size // config.train.accumulate
         self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
         self._own = own_rows(mesh, self._rows)
+        self._task_rows = config.eval.task_rows
         model, chunk = make_model(config), config.train.loss_chunk
 
         def sums(params: Tree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -93,11 +94,22 @@ class Evaluator:
             return None, None
         return part, part.joined(rest) if whole else None
 
+    def tasks(self, params: Tree) -> list[HeldOut | None] | None:
+        """The first held-out rows of each task, always the same; none of a task that has no such row.
+
+        None, when it was stopped.
+        """
+        found: list[HeldOut | None] = []
+        for task in range(len(self._loader.corpus.tasks)):
+            result = self._sum(params, self._loader.task_batches(task, self._task_rows, self._rows, self._own))
+            found.append(result if result.tokens else None)
+        return None if self._stop() else found
+
     def _sum(self, params: Tree, batches: Iterable[Batch]) -> HeldOut:
         nats, tokens = 0.0, 0  # on the host: float32 would lose tokens of a large set
         placed = (place(b, self._mesh, self._rows) for b in takewhile(lambda _: not self._stop(), batches))
         running = (self._sums(params, batch) for batch in placed)
         for (nll, weight), _ in pairwise(chain(running, (None,))):  # one late: the device has work meanwhile
             nats, tokens = nats + float(nll), tokens + int(weight)
-        whole = self._loader.corpus.validation.bytes
+        whole = self._loader.corpus.held_out_bytes
         return HeldOut(nats, tokens, whole * tokens / max(1, self._pairs) if self._is_text else None)

@@ -33,6 +33,7 @@ from jaxllm.train.report import Report
 from jaxllm.train.run_folder import save_config, writing_in
 from jaxllm.train.state import abstract_state
 from jaxllm.train.step import Metrics, make_step
+from jaxllm.train.tasks import Forgetting
 
 PROFILE_AFTER = 10
 """Steps before the profiler starts, since the first ones are not like the rest; fewer where the run is short."""
@@ -142,6 +143,8 @@ class _Loop:
         self.mesh = make_mesh(config.mesh)
         self.rows = own_rows(self.mesh, config.train.batch_size)
         self.evaluator = Evaluator(config, loader, self.mesh, self.stopping)
+        names = [task.name for task in loader.corpus.tasks]
+        self.forgetting = Forgetting(config, folder, names, self.evaluator, report)
         self.profile = contextlib.ExitStack()
         self.unread: tuple[int, Metrics] | None = None
         self.skipped_in_a_row = 0
@@ -174,6 +177,8 @@ class _Loop:
 
     def run(self) -> None:
         """Steps until the last, or until a signal comes."""
+        if self.info.step == 0:
+            self.forgetting.measure(self.params, "before", self.processes.is_first)
         step_program = self.compile()
         first, last = self.info.step + 1, self.config.train.steps
         if self.evaluates(first - 1) and not self.is_written("held_out_loss"):
@@ -285,6 +290,7 @@ class _Loop:
             self.report.say(f"this run has already reached its last step, {step}; --name starts another")
         else:
             held_out = self.evaluate(whole=True)
+            self.forgetting.measure(self.params, "after", self.processes.is_first)
         self.checkpoints.wait()
         if step not in self.checkpoints.agreed_steps():
             self.save(held_out)

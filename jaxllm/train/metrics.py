@@ -122,7 +122,7 @@ class Meter:
             loader: its data, which say how many bytes a token stands for.
             steps: that are to come.
         """
-        self._bytes_per_token = _bytes_per_token(config, loader) if config.objective.kind == "causal" else None
+        self._bytes_per_token = _bytes_per_token(loader) if config.objective.kind == "causal" else None
         # Of other objectives most tokens are no targets, and only those are counted.
         peak = peak_flops(jax.devices()[0].device_kind) if config.objective.kind == "causal" else None
         flops = run_flops(config).total
@@ -162,8 +162,7 @@ class Meter:
         return (time.perf_counter() - self._began) / self._done * self._left
 
 
-def _bytes_per_token(config: RunConfig, loader: Loader) -> float:
+def _bytes_per_token(loader: Loader) -> float:
     """Bytes of training text that a target stands for, in the mixture's proportions."""
-    sources = zip(config.data.sources, loader.corpus.train, loader.plans, strict=True)
-    weighed = [(source.weight, text.bytes / plan.pairs) for source, text, plan in sources if source.weight > 0]
-    return sum(weight * ratio for weight, ratio in weighed) / sum(weight for weight, _ in weighed)
+    tasks = zip(loader.row_shares, loader.corpus.train, loader.plans, strict=True)
+    return sum(share * text.bytes / plan.pairs for share, text, plan in tasks if share > 0)

@@ -1,9 +1,12 @@
-"""The picture of a run's loss."""
+"""Pictures of a run: its loss, and what became of its tasks."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+NAMED = 5
+"""Tasks whose names are written beside their points."""
 
 
 def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -36,6 +39,38 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_tasks(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draws each task's held-out loss after training against that before it, from lines of `tasks.jsonl`, as a PNG.
+
+    The tasks that rose the most are named, which lie above the diagonal.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    before, after = ([line[name] for line in lines] for name in ("before", "after"))
+    figure = Figure(figsize=(6, 6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    low, high = min(before + after), max(before + after)
+    axes.plot([low, high], [low, high], color="#9db4c8", linewidth=1, label="no change")
+    rose = [line["difference"] > 0 for line in lines]
+    for which, color, label in ((True, "#c2410c", "forgotten"), (False, "#2563a8", "learned")):
+        points = [(b, a) for b, a, up in zip(before, after, rose, strict=True) if up is which]
+        axes.scatter([b for b, _ in points], [a for _, a in points], s=14, color=color, label=label)
+    for line in sorted(lines, key=lambda line: -line["difference"])[:NAMED]:
+        at = (line["before"], line["after"])
+        axes.annotate(line["task"][:40], at, (4, 4), textcoords="offset points", fontsize=6)
+    axes.set(xlabel="held-out nats a token before training", ylabel="after training", title=title)
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     writing = path.with_suffix(".writing")
     figure.savefig(writing, format="png")
     os.replace(writing, path)

@@ -1,6 +1,7 @@
 """The folder of a run: its resolved configuration and tokenizer, and who may write in it.
 
-config.json  tokenizer.model (or .json)  metrics.jsonl  events/  checkpoints/  log.txt  loss.png  profile/
+config.json  tokenizer.model (or .json)  chat_template.jinja  metrics.jsonl  events/  checkpoints/  log.txt  loss.png
+tasks.jsonl  tasks.png  profile/
 """
 
 import contextlib
@@ -13,12 +14,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxllm.common.paths import user_path
-from jaxllm.config import RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
+from jaxllm.config import BUILT_IN_TEMPLATES, RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from jaxllm.data.chat_template import ChatTemplate
 
 HARMLESS = re.compile(
-    r"(name|output|log_every|profile_steps|data\.cache_dir|data\.workers|data\.sources\.\d+\.path):"
+    r"(name|output|log_every|profile_steps|data\.cache_dir|data\.workers|data\.skip_bad|data\.sources\.\d+\.path):"
     r"|eval\.|checkpoint\.|mesh\.|train\.(attention|remat|loss_chunk|offload_optimizer):"
 )
 """How lines of `differences` begin that a resumed run need not ask for: they change what is learned by rounding at
@@ -82,12 +87,17 @@ def absolute(config: RunConfig) -> RunConfig:
         return path and str(user_path(path).resolve())
 
     data, tokenizer = config.data, config.tokenizer
+    template = tokenizer.chat_template
     sources = tuple(s if s.kind == "tfds" else replace(s, path=whole(s.path)) for s in data.sources)
     return replace(
         config,
         base=whole(config.base),
         data=replace(data, sources=sources, cache_dir=whole(data.cache_dir)),
-        tokenizer=replace(tokenizer, path=whole(tokenizer.path)),
+        tokenizer=replace(
+            tokenizer,
+            path=whole(tokenizer.path),
+            chat_template=template if template in BUILT_IN_TEMPLATES else whole(template),
+        ),
     )
 
 
@@ -127,8 +137,10 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
     return TokenizerConfig(path=str(own))
 
 
-def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
+def create(folder: Path, config: RunConfig, tokenizer: Path, template: "ChatTemplate | None" = None) -> None:
     """Makes a run folder with a configuration and a copy of a tokenizer, whole or not at all.
+
+    Its chat template is the one that is given, or else that beside the tokenizer.
 
     A run that is there but has no checkpoint yet is made anew; its log is kept.
 
@@ -146,10 +158,16 @@ def create(folder: Path, config: RunConfig, tokenizer: Path) -> None:
         beside = tokenizer.with_name("tokenizer_config.json")  # names the special tokens of a tokenizer.json
         if tokenizer.suffix == ".json" and beside.is_file():
             shutil.copyfile(beside, writing / beside.name)
+        own = tokenizer.with_name("chat_template.jinja")
+        if template is not None:
+            template.save(writing)
+        elif own.is_file():
+            shutil.copyfile(own, writing / own.name)
         if is_run_folder(folder):
             with alone(folder):
-                for old in folder.glob("tokenizer*"):
+                for old in (*folder.glob("tokenizer*"), *folder.glob("chat_template.jinja")):
                     old.unlink()
+                shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
                 for new in writing.iterdir():
                     os.replace(new, folder / new.name)
         else:

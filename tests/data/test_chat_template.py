@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.data import chat_template
+from jaxllm.data import rendering
 from jaxllm.data.chat_template import ChatTemplate, load_chat_template
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "chat"
@@ -203,7 +203,7 @@ def test_a_template_does_not_reach_python(source):
     ],
 )
 def test_a_template_that_asks_for_too_much_is_refused(source, complaint, monkeypatch):
-    monkeypatch.setattr(chat_template, "MEMORY", 2**29)
+    monkeypatch.setattr(rendering, "MEMORY", 2**29)
     with pytest.raises(UserError, match=r"some/chat_template\.jinja") as caught:
         rendered(source)
     assert complaint in str(caught.value)
@@ -217,13 +217,13 @@ def test_a_template_that_asks_for_too_much_is_refused(source, complaint, monkeyp
     ],
 )
 def test_a_template_without_end_is_stopped(source, monkeypatch):
-    monkeypatch.setattr(chat_template, "SECONDS", 0)  # the system counts whole ones
+    monkeypatch.setattr(rendering, "SECONDS", 0)  # the system counts whole ones
     with pytest.raises(UserError, match=r"some/chat_template\.jinja.*it was stopped after 0 s of work: does it have"):
         rendered(source)
 
 
 def test_after_a_conversation_without_end_the_next_is_rendered(monkeypatch):
-    monkeypatch.setattr(chat_template, "SECONDS", 0)  # the system counts whole ones
+    monkeypatch.setattr(rendering, "SECONDS", 0)  # the system counts whole ones
     template = ChatTemplate("{{ 9 ** (messages[0].n ** messages[0].n) }}")
     with pytest.raises(UserError, match="it was stopped"):
         template.render([{"role": "user", "n": 9}])
@@ -232,8 +232,8 @@ def test_after_a_conversation_without_end_the_next_is_rendered(monkeypatch):
 
 def test_a_process_that_dies_is_told_and_replaced():
     template = ChatTemplate("{{ messages[0].content }}")
-    template._renderer._process.kill()
-    template._renderer._process.wait()
+    template._renderers._idle[0].process.kill()
+    template._renderers._idle[0].process.wait()
     with pytest.raises(UserError, match=r"its process has died \(status -9\)"):
         template.render(HELLO)
     assert template.render(HELLO) == "Hello"
@@ -245,9 +245,9 @@ def test_an_answer_that_was_not_waited_for_is_not_the_next_ones(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    with template._renderer._process.stdout as answers:
+    with template._renderers._idle[0].process.stdout as answers:
         reader = SimpleNamespace(readline=interrupted, close=answers.close)
-        monkeypatch.setattr(template._renderer._process, "stdout", reader)
+        monkeypatch.setattr(template._renderers._idle[0].process, "stdout", reader)
         with pytest.raises(KeyboardInterrupt):
             template.render([{"role": "user", "content": "first"}])
     assert template.render([{"role": "user", "content": "second"}]) == "second"
@@ -273,7 +273,7 @@ def test_threads_get_each_its_own_text():
 
 def test_the_process_ends_with_its_template():
     template = ChatTemplate("x")
-    process = template._renderer._process
+    process = template._renderers._idle[0].process
     del template
     gc.collect()
     assert process.poll() is not None
@@ -281,7 +281,7 @@ def test_the_process_ends_with_its_template():
 
 def test_without_jinja2_the_line_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(UserError, match=r"chat templates need jinja2: pip install 'jaxllm\[interop\]'"):
+    with pytest.raises(UserError, match=r"templates need jinja2: pip install 'jaxllm\[interop\]'"):
         ChatTemplate("x")
 
 

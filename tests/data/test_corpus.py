@@ -12,6 +12,7 @@ from tokenizers import models, pre_tokenizers
 
 from jaxllm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data import corpus as corpus_module
+from jaxllm.data import tokenising
 from jaxllm.data.corpus import Corpus, Documents, prepare_corpus
 from jaxllm.data.survey import share_of
 
@@ -24,8 +25,8 @@ def text_of(corpus: Corpus, documents: Documents, d: int) -> str:
 
 def contents(corpus: Corpus) -> list[dict[str, str]]:
     """{name: text} of each training source and of the held-out documents."""
-    splits = [*corpus.train, corpus.validation]
-    return [{s.name(d): text_of(corpus, s, d) for d in range(len(s))} for s in splits]
+    splits = [*([documents] for documents in corpus.train), corpus.validation]
+    return [{s.name(d): text_of(corpus, s, d) for s in split for d in range(len(s))} for split in splits]
 
 
 @pytest.fixture
@@ -49,14 +50,12 @@ def test_every_document_is_there_once_with_its_text_on_the_side_of_its_name(corp
 
 def test_bytes_and_counts_add_up(corpus, texts):
     training, held_out = contents(corpus)
-    assert corpus.validation.bytes == sum(len(text.encode()) for text in held_out.values())
+    assert corpus.held_out_bytes == sum(len(text.encode()) for text in held_out.values())
     report = corpus.report
     assert (report.documents, report.held_out) == (40, len(held_out))
     assert (report.duplicates, report.empty) == (0, 0)
     assert (
-        report.bytes
-        == corpus.validation.bytes + corpus.train[0].bytes
-        == sum(p.stat().st_size for p in texts.iterdir())
+        report.bytes == corpus.held_out_bytes + corpus.train[0].bytes == sum(p.stat().st_size for p in texts.iterdir())
     )
     assert report.tokens == sum(len(corpus.tokenizer.encode(t)) for side in (training, held_out) for t in side.values())
     assert report.bytes_per_token == report.bytes / report.tokens
@@ -76,7 +75,7 @@ def test_sources_stay_apart_and_duplicates_between_them_are_dropped(texts, tmp_p
     assert len(second) == 39
     assert "doc03.txt" not in second
     assert held_out == {}
-    assert corpus.validation.bytes == 0
+    assert corpus.held_out_bytes == 0
     assert (corpus.report.duplicates, corpus.report.empty) == (1, 1)
 
 
@@ -141,7 +140,7 @@ def test_what_does_not_change_the_tokens_does_not_tokenise_again(corpus, data, m
 
 
 def test_the_number_of_threads_does_not_change_the_result(data, model_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(tokenising, "BATCH_CHARACTERS", 500)
     found = []
     for workers in (1, 7):
         setting = dataclasses.replace(data, workers=workers, cache_dir=str(tmp_path / f"cache{workers}"))
@@ -159,19 +158,19 @@ def test_the_tokenizer_is_trained_on_the_training_split_only(data, texts):
 
 
 def test_tokens_take_two_bytes_or_four_by_the_size_of_the_vocabulary(corpus, data, tmp_path):
-    assert corpus.validation.tokens.dtype == np.uint16
+    assert corpus.validation[0].tokens.dtype == np.uint16
     words = {"</s>": 0, "[UNK]": 1, **{f"w{i}": i for i in range(2, 70_000)}, "total": 70_000}
     model = tokenizers.Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     model.save(str(tmp_path / "tokenizer.json"))
     wide = prepare_corpus(data, TokenizerConfig(path=str(tmp_path / "tokenizer.json")))
-    assert wide.validation.tokens.dtype == np.uint32
-    assert wide.validation.tokens.max() == 70_000
+    assert wide.validation[0].tokens.dtype == np.uint32
+    assert wide.validation[0].tokens.max() == 70_000
 
 
 def test_an_interrupted_build_leaves_nothing_and_the_next_one_is_whole(data, model_path, cache, monkeypatch):
-    monkeypatch.setattr(corpus_module, "BATCH_CHARACTERS", 500)
-    add, calls = corpus_module._Writer.add, []
+    monkeypatch.setattr(tokenising, "BATCH_CHARACTERS", 500)
+    add, calls = corpus_module.Writer.add, []
 
     def interrupted(self, *args):
         calls.append(add(self, *args))
@@ -179,7 +178,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_is_whole(data, mod
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module._Writer, "add", interrupted)
+        patch.setattr(corpus_module.Writer, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_corpus(data, TokenizerConfig(path=str(model_path)))
     assert [p.suffix for p in (cache / "corpora").iterdir()] == [".lock"]
@@ -188,14 +187,14 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_is_whole(data, mod
 
 def test_a_file_that_changes_while_it_is_read_is_named_and_nothing_is_kept(data, texts, model_path, cache, monkeypatch):
     path = texts / "doc00.txt"
-    before, add = path.read_text(), corpus_module._Writer.add
+    before, add = path.read_text(), corpus_module.Writer.add
 
     def changing(self, *args):
         path.write_text("changed " * 9)
         add(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module._Writer, "add", changing)
+        patch.setattr(corpus_module.Writer, "add", changing)
         with pytest.raises(
             UserError, match=r"data\.sources\.0 \(.*texts\) has changed while it was read; .* run the same"
         ):
@@ -230,7 +229,7 @@ def test_a_full_disk_while_tokenising_leaves_nothing(data, model_path, cache, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corpus_module._Writer, "add", full)
+    monkeypatch.setattr(corpus_module.Writer, "add", full)
     with pytest.raises(UserError, match=r"cannot write the data cache .*/corpora': No space left on device; make room"):
         prepare_corpus(data, TokenizerConfig(path=str(model_path)))
     assert [p.suffix for p in (cache / "corpora").iterdir()] == [".lock"]

@@ -225,7 +225,7 @@ def test_an_empty_file_has_no_lines(tmp_path):
         (b"plain words", r"a\.jsonl:2: not JSON: Expecting value at column 1"),
         (b'{"text": "a", "id": ' + b"9" * 5000 + b"}", r"a\.jsonl:2: JSON that cannot be read: Exceeds the limit"),
         (b"[" * 200_000, r"a\.jsonl:2: JSON that cannot be read: .*recursion"),
-        (b'["text"]', r"a\.jsonl:2: expected an object with the field 'text', got \['text'\]"),
+        (b'["text"]', r"a\.jsonl:2: expected an object with named fields, got \['text'\]"),
         (
             b'{"body": "a", "id": 1}',
             r"a\.jsonl:2: no field 'text'; it has body, id; set data\.sources\.N\.field",

@@ -17,7 +17,7 @@ def targets(documents: Documents) -> np.ndarray:
 
 def test_it_is_the_cross_entropy_of_the_held_out_tokens_under_the_counts_of_the_training_ones(corpus, data):
     counts = 1 + np.bincount(np.concatenate(list(map(targets, corpus.train))), minlength=corpus.tokenizer.vocab_size)
-    expected = -np.log(counts / counts.sum())[targets(corpus.validation)].mean()
+    expected = -np.log(counts / counts.sum())[targets(corpus.validation[0])].mean()
     assert unigram_loss(Loader(corpus, data, batch_size=1, seed=0)) == pytest.approx(expected, rel=1e-6)
 
 

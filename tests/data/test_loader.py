@@ -215,7 +215,7 @@ def test_a_source_that_is_read_many_times_gives_each_row_once_an_epoch(mixture):
 
 
 def test_the_held_out_set_does_not_follow_the_weights(mixture):
-    counts = {mixture(*weights)[0].validation.bytes for weights in ((1, 1), (0, 1), (5, 0.1))}
+    counts = {mixture(*weights)[0].held_out_bytes for weights in ((1, 1), (0, 1), (5, 0.1))}
     assert len(counts) == 1
 
 
@@ -275,7 +275,7 @@ def test_every_held_out_pair_is_given_once_whatever_the_batch_size(corpus, data,
     loader = Loader(corpus, dataclasses.replace(data, packing=packing), batch_size=4, seed=0)
     batches = list(loader.validation_batches(batch_size))
     assert {b["tokens"].shape for b in batches} == {(batch_size, 64)}
-    documents = corpus.validation
+    (documents,) = corpus.validation
     ends = len(documents) if packing == "documents" else 1
     assert sum(int(b["weights"].sum()) for b in batches) == len(documents.tokens) - ends
     targets = Counter(itertools.chain.from_iterable(b["targets"][b["weights"] > 0].tolist() for b in batches))
@@ -295,7 +295,7 @@ def test_held_out_batches_are_always_the_same_and_can_be_cut_by_rows(corpus, dat
 
 def test_no_held_out_text_is_trained_on(corpus, data, loader):
     trained = {name for k in range(200) for name in loader.documents(k)}
-    assert trained.isdisjoint({corpus.validation.name(d) for d in range(len(corpus.validation))})
+    assert trained.isdisjoint({d.name(i) for d in corpus.validation for i in range(len(d))})
 
 
 def test_without_a_held_out_set_there_are_no_batches(data, model_path):

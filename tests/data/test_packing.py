@@ -111,8 +111,8 @@ def test_plans_are_kept_in_the_cache_by_corpus_and_key(corpus):
     def plans(length: int, packing: Packing):
         return corpus_plans(corpus, [length, packing], lambda documents: plan_pairs(documents, length, packing))
 
-    (made,), held_out = plans(64, "documents")
-    (again,), held_out_again = corpus_plans(corpus, [64, "documents"], lambda _: pytest.fail("planned again"))
+    (made,), (held_out,) = plans(64, "documents")
+    (again,), (held_out_again,) = corpus_plans(corpus, [64, "documents"], lambda _: pytest.fail("planned again"))
     for a, b in ((made, again), (held_out, held_out_again)):
         assert all(np.array_equal(getattr(a, f), getattr(b, f)) for f in ("row_starts", "starts", "lengths"))
     plans(32, "documents")

@@ -74,7 +74,7 @@ def test_a_few_pairs_that_are_too_long_are_left_out_and_counted(make, write_pair
     short = [(f"value {i}", "name") for i in range(300)]
     loader = make("seq2seq", sources=write_pairs([*short, ("value " * 99, "name"), ("value", "name " * 99)]))
     assert loader.left_out == 2
-    assert sum(len(plan.starts) for plan in (*loader.plans, loader.validation_plan)) == 300
+    assert sum(len(plan.starts) for plan in (*loader.plans, *loader.validation_plans)) == 300
     assert make("prefix", sources=write_pairs([*short, ("value", "name " * 99)])).left_out == 1
 
 

@@ -27,7 +27,7 @@ def prepared(monkeypatch):
 def same(a, b):
     return a.key == b.key and all(
         np.array_equal(x.tokens, y.tokens) and np.array_equal(x.index, y.index)
-        for x, y in zip((*a.train, a.validation), (*b.train, b.validation), strict=True)
+        for x, y in zip((*a.train, *a.validation), (*b.train, *b.validation), strict=True)
     )
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from jaxllm.config import UserError
 from jaxllm.data.document import Document
-from jaxllm.data.survey import kept_documents, sample, share_of, survey
+from jaxllm.data.survey import Split, kept_documents, sample, share_of, survey
 
 
 class Memory:
@@ -24,7 +24,7 @@ def split(*sources: dict[str, str], fraction: float = 0.3) -> tuple[dict[str, st
     """(training, held-out) texts by name."""
     opened = [Memory(source) for source in sources]
     sides: tuple[dict[str, str], dict[str, str]] = {}, {}
-    for _, held_out, document in kept_documents(opened, survey(opened, fraction)):
+    for _, held_out, document in kept_documents(opened, survey(opened, Split(fraction))):
         sides[held_out][document.name] = document.text
     return sides
 
@@ -60,7 +60,7 @@ def test_documents_that_are_named_by_their_place_are_split_by_their_texts():
     chosen = {text for text in texts if share_of(text) < 0.3}
     for variant in (texts, texts[::-1], ["put before", *texts], texts[100:]):
         documents = rows(variant)
-        held_out = {documents[i].text for i in np.flatnonzero(survey([Memory(documents)], 0.3).held_out)}
+        held_out = {documents[i].text for i in np.flatnonzero(survey([Memory(documents)], Split(0.3)).held_out)}
         assert held_out - {"put before"} == chosen & set(variant)
 
 
@@ -71,7 +71,7 @@ def test_a_larger_share_only_adds_documents():
 def test_equal_texts_are_kept_once_and_counted_over_all_sources():
     first = {"a": "same", "b": "other", "c": "same"}
     second = {"d": "same", "e": "new"}
-    found = survey([Memory(first), Memory(second)], 0.0)
+    found = survey([Memory(first), Memory(second)], Split(0.0))
     assert found.duplicates == 2
     assert list(zip(found.source, found.index, strict=True)) == [(0, 0), (0, 1), (1, 1)]
 
@@ -96,12 +96,12 @@ def test_a_name_that_repeats_with_other_texts_is_kept_on_one_side():
 
 
 def test_empty_documents_are_dropped_and_counted():
-    found = survey([Memory({"a": "", "b": "b", "c": "", "d": "\n"})], 0.0)
+    found = survey([Memory({"a": "", "b": "b", "c": "", "d": "\n"})], Split(0.0))
     assert (found.empty, found.index.tolist(), found.size.tolist()) == (2, [1, 3], [1, 1])
 
 
 def test_sizes_are_bytes():
-    assert survey([Memory({"a": "é中😀"})], 0.0).size.tolist() == [9]
+    assert survey([Memory({"a": "é中😀"})], Split(0.0)).size.tolist() == [9]
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
@@ -113,13 +113,13 @@ def test_neither_side_is_left_empty(fraction):
 
 def test_nothing_to_read_is_an_error():
     with pytest.raises(UserError, match=r"the data is empty: the sources hold no text \(2 empty documents\)"):
-        survey([Memory({"a": "", "b": ""}), Memory({})], 0.1)
+        survey([Memory({"a": "", "b": ""}), Memory({})], Split(0.1))
 
 
 def test_one_document_cannot_be_split():
     with pytest.raises(UserError, match=r"the data is one document, .* set data.validation_fraction to 0"):
-        survey([Memory({"a": "text"})], 0.1)
-    assert survey([Memory({"a": "text"})], 0.0).held_out.tolist() == [False]
+        survey([Memory({"a": "text"})], Split(0.1))
+    assert survey([Memory({"a": "text"})], Split(0.0)).held_out.tolist() == [False]
 
 
 # The tokenizer's sample
@@ -127,7 +127,7 @@ def test_one_document_cannot_be_split():
 
 def test_a_sample_is_of_one_split_within_its_budget_and_always_the_same():
     sources = [Memory(MANY), Memory({f"long {i}": f"{i:04}" * 100 for i in range(100)})]
-    found = survey(sources, 0.3)
+    found = survey(sources, Split(0.3))
     training, held_out = split(MANY, {f"long {i}": f"{i:04}" * 100 for i in range(100)})
     taken = list(sample(sources, found, 0.01))
     assert sum(map(len, taken)) == 10_000
@@ -142,13 +142,13 @@ def test_a_sample_is_of_one_split_within_its_budget_and_always_the_same():
 
 def test_a_cut_text_stays_text():
     sources = [Memory({"a": "中" * 100})]
-    assert list(sample(sources, survey(sources, 0.0), 100e-6)) == ["中" * 33]
+    assert list(sample(sources, survey(sources, Split(0.0)), 100e-6)) == ["中" * 33]
 
 
 def test_pairs_are_told_apart_by_both_texts_and_split_by_the_first():
     pairs = [Document(f"f:{i}", f"in {i // 2}", f"out {i % 2}", named_by_place=True) for i in range(400)]
     extra = [Document("f:400", "in 0", "out 0", named_by_place=True), Document("f:401", "in", "", named_by_place=True)]
-    found = survey([Memory(pairs + extra)], 0.3)
+    found = survey([Memory(pairs + extra)], Split(0.3))
     assert (len(found.size), found.duplicates, found.empty) == (400, 1, 1)
     assert (found.held_out[::2] == found.held_out[1::2]).all()
     assert found.size[0] == len("in 0out 0")

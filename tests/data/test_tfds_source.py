@@ -34,7 +34,7 @@ def test_a_target_field_makes_pairs(prepared, cache):
     source = opened(cache, "stdlib_corpus", field="name", target_field="text")
     assert source[3].parts == ("name 3", "text 3\n")
     assert source.fingerprint() != opened(cache, "stdlib_corpus", field="name").fingerprint()
-    with pytest.raises(UserError, match=r"has no field 'body'; it has name, text$"):
+    with pytest.raises(UserError, match=r"no field 'body'; it has name, text; set"):
         opened(cache, "stdlib_corpus", target_field="body")
 
 
@@ -84,7 +84,7 @@ def test_a_data_set_that_cannot_be_read_by_index_says_how_it_can(prepared, cache
             "'two words' cannot be prepared here: Parsing builder name string two words failed",
         ),
         ("stdlib_corpus", {"split": "tran"}, "has no split 'tran'; it has train$"),
-        ("stdlib_corpus", {"field": "body"}, "has no field 'body'; it has name, text$"),
+        ("stdlib_corpus", {"field": "body"}, "no field 'body'; it has name, text; set"),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is(prepared, cache, path, fields, complaint):

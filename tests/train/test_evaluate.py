@@ -51,9 +51,9 @@ def test_the_whole_is_every_held_out_token_and_byte_and_the_part_its_first_batch
     part, whole = evaluate(recipe, loader, params)
     assert len(nats) > 1
     assert whole.nats == pytest.approx(sum(nats), rel=1e-6)
-    assert whole.tokens == loader.validation_plan.pairs
-    assert whole.bytes == loader.corpus.validation.bytes
-    assert whole.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / loader.corpus.validation.bytes, rel=1e-6)
+    assert whole.tokens == loader.held_out_pairs
+    assert whole.bytes == loader.corpus.held_out_bytes
+    assert whole.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / loader.corpus.held_out_bytes, rel=1e-6)
     assert part.nats == pytest.approx(nats[0], rel=1e-6)
     assert part.bytes == pytest.approx(whole.bytes * part.tokens / whole.tokens)
     assert evaluate(recipe, loader, params, whole=False) == (part, None)

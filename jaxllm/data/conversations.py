@@ -1,0 +1,194 @@
+"""Records of instruction data as conversations, in the shapes in which such data is published."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxllm.config import SourceConfig
+from jaxllm.data.document import BadRow, Chat, checked_text
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+SHAREGPT = {
+    "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "model", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("observation", "tool", "function_response", "tool_response"), "tool"),
+    "function_call": "assistant",
+}
+"""Roles by the names of `from`."""
+
+KEYS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+}
+"""The fields by which a format is told, and which it must have."""
+
+
+def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) -> Chat:
+    """What a record says, checked, with the arguments of calls as objects and without what is none.
+
+    Args:
+        fields: of the record; `prompt` and `completion` are those that the source's templates have made.
+        source: of which `format` and `system` are read.
+        where: names the record.
+
+    Raises:
+        BadRow: it is of another shape, or has no answer that could be trained on.
+    """
+    kind = _format(fields, where) if source.format == "auto" else source.format
+    if missing := [key for key in KEYS[kind] if key not in fields]:
+        raise BadRow(f"{where}: no field '{missing[0]}'; it has {', '.join(fields)}; set data.sources.N.format")
+    messages = _READ[kind](fields, where)
+    if source.system is not None and not any(message.get("role") in ("system", "developer") for message in messages):
+        messages = [{"role": "system", "content": source.system}, *messages]
+    tools = _parsed(fields.get("tools") or None, f"{where}, field 'tools'", list)
+    return Chat(_checked(messages, where), tools and [_without_none(tool) for tool in tools])
+
+
+def said(chat: Chat) -> str:
+    """All that is said in a conversation; empty, if the assistant says nothing."""
+    answers = [message for message in chat.messages if message["role"] == "assistant"]
+    if not any(message.get("content") or message.get("tool_calls") for message in answers):
+        return ""
+    contents = (
+        [message.get("content"), *(call["function"] for call in message.get("tool_calls") or ())]
+        for message in chat.messages
+    )
+    parts = (part for message in contents for part in message if part)
+    return "\n".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
+
+
+def _format(fields: Mapping[str, Any], where: str) -> str:
+    for kind, keys in KEYS.items():
+        if all(key in fields for key in keys):
+            return kind
+    raise BadRow(
+        f"{where}: has the fields {', '.join(fields)}, and not those of a conversation ("
+        + ", or ".join(" and ".join(keys) for keys in KEYS.values())
+        + "); set data.sources.N.prompt and .completion, or .format = 'text'"
+    )
+
+
+def _messages(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    return _objects(fields["messages"], f"{where}, field 'messages'")
+
+
+def _prompt_completion(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    messages = []
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        value = fields[key]
+        if isinstance(value, list):
+            messages += _objects(value, f"{where}, field '{key}'")
+        else:
+            messages.append({"role": role, "content": checked_text(value, f"{where}, field '{key}'")})
+    return messages
+
+
+def _alpaca(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    instruction, given, output = (
+        checked_text(fields.get(key), f"{where}, field '{key}'") for key in ("instruction", "input", "output")
+    )
+    question = f"{instruction}\n\n{given}" if given else instruction
+    system = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
+    return [*system, {"role": "user", "content": question}, {"role": "assistant", "content": output}]
+
+
+def _sharegpt(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    messages = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
+    for number, turn in enumerate(_objects(fields["conversations"], f"{where}, field 'conversations'"), 1):
+        speaker, value = turn.get("from"), turn.get("value")
+        if speaker not in SHAREGPT:
+            raise BadRow(f"{where}: message {number} is from {speaker!r:.40}; one of {', '.join(SHAREGPT)} would do")
+        message: dict[str, Any] = {"role": SHAREGPT[speaker], "content": value}
+        if speaker == "function_call":
+            calls = _parsed(value, f"{where}: message {number}, 'value'", (list, dict))
+            message = {"role": "assistant", "tool_calls": calls if isinstance(calls, list) else [calls]}
+        messages.append(message | {key: turn[key] for key in ("weight",) if turn.get(key) is not None})
+    return messages
+
+
+_READ = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "prompt_completion": _prompt_completion,
+    "alpaca": _alpaca,
+}
+
+
+def _checked(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
+    """
+    Raises:
+        BadRow: a message of a role that there is not or in a place where it cannot be, without content, or with
+            content or calls of another shape; or no message that could be trained on.
+    """
+    checked: list[dict[str, Any]] = []
+    for number, message in enumerate(messages, 1):
+        at = f"{where}: message {number}"
+        role = message.get("role")
+        if role not in ROLES:
+            raise BadRow(f"{at} has the role {role!r:.40}; one of {', '.join(ROLES)} would do")
+        known = _without_none(message)
+        if role == "assistant":
+            if not checked:
+                raise BadRow(f"{at} is the assistant's, and nothing was asked before it; a user's would do")
+            if known.get("tool_calls"):
+                known["tool_calls"] = [_call(call, at) for call in _objects(known["tool_calls"], f"{at}, 'tool_calls'")]
+            if known.get("weight", 1) not in (0, 1):
+                raise BadRow(f"{at} has the weight {known['weight']!r:.40}; 0 and 1 would do")
+        elif "content" not in known:
+            raise BadRow(f"{at}, the {role}'s, has no content")
+        content = known.get("content", "")
+        is_parts = isinstance(content, list) and all(isinstance(part, Mapping) for part in content)
+        if not (isinstance(content, str) or is_parts or role == "tool"):
+            raise BadRow(f"{at}: 'content' is neither text nor a list of parts, got {content!r:.60}")
+        checked.append(known)
+    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in checked):
+        wrong = "every message of the assistant has the weight 0"
+        if not any(message["role"] == "assistant" for message in checked):
+            wrong = "no assistant message"
+        raise BadRow(f"{where}: {wrong}: nothing would be trained")
+    return [_texts(message, where) for message in checked]
+
+
+def _call(call: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """A call as OpenAI writes it, whose arguments are an object, as templates expect."""
+    function = call.get("function", call)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRow(f"{at}: expected a call with the name of a function, got {call!r:.60}")
+    arguments = _parsed(function.get("arguments") or {}, f"{at}: the arguments of '{function['name']}'", dict)
+    outer = {"type": "function"} | ({k: v for k, v in call.items() if v is not None} if "function" in call else {})
+    return outer | {"function": {**_without_none(function), "arguments": arguments}}
+
+
+def _objects(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise BadRow(f"{where}: expected a list of objects, got {value!r:.60}")
+    return value
+
+
+def _parsed(value: Any, where: str, kind: type | tuple[type, ...]) -> Any:
+    """`value`, which may be written as JSON in a text."""
+    if isinstance(value, str | bytes):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRow(f"{where}: not JSON: {value!r:.60}") from None
+    if value is not None and not isinstance(value, kind):
+        raise BadRow(f"{where}: expected JSON with {'a list' if kind is list else 'an object'}, got {value!r:.60}")
+    return value
+
+
+def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _texts(value: Any, where: str) -> Any:
+    """`value`, in which every text is one that UTF-8 can carry."""
+    if isinstance(value, str | bytes):
+        return checked_text(value, where)
+    if isinstance(value, Mapping):
+        return {key: _texts(item, where) for key, item in value.items()}
+    return [_texts(item, where) for item in value] if isinstance(value, list) else value

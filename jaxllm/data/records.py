@@ -1,0 +1,152 @@
+"""Records in local files, JSON lines and Parquet; and the texts in records of any kind."""
+
+import bisect
+import io
+import itertools
+import json
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.config import UserError
+from jaxllm.data.cache import key_of
+from jaxllm.data.document import BadRow, Document, Record, Records, checked_text, task_of
+from jaxllm.data.files import Content, File, Files, unreadable
+
+
+class JsonLines(Files):
+    """Each line that is not blank is an object: the record `name:line`."""
+
+    @cached_property
+    def _index(self) -> tuple[list[np.ndarray], list[int]]:
+        """Each file's lines, int64 [lines, (start, stop, number from 1)]; and the running count of lines."""
+        lines = [_lines(self.content(path)) for _, path in self.files]
+        return lines, list(itertools.accumulate(map(len, lines)))
+
+    def __len__(self) -> int:
+        return self._index[1][-1]
+
+    def __getitem__(self, index: int) -> Record:
+        lines, ends = self._index
+        i, row = _locate(ends, index)
+        start, stop, number = lines[i][row].tolist()
+        name, path = self.files[i]
+        where = f"{path}:{number}"
+        line = checked_text(self.content(path)[start:stop].rstrip(), where)
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadRow(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+            raise BadRow(f"{where}: JSON that cannot be read: {error}") from None
+        if not isinstance(fields, dict):
+            raise BadRow(f"{where}: expected an object with named fields, got {fields!r:.60}")
+        return Record(f"{name}:{number}", where, fields)
+
+
+def _lines(content: bytes | Content) -> np.ndarray:
+    index, stop = array("q"), 0
+    lines = content.lines() if isinstance(content, Content) else io.BytesIO(content)
+    for number, line in enumerate(lines, 1):
+        start, stop = stop, stop + len(line)
+        if not line.isspace():
+            index.extend((start, stop, number))
+    return np.frombuffer(index, np.int64).reshape(-1, 3)
+
+
+def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """Which part, of those that end at `ends`, holds `index`, and the place in it."""
+    part = bisect.bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
+
+
+class ParquetFiles(Files):
+    """Each row is the record `name:row`; one row group is held."""
+
+    def __init__(self, files: Sequence[File], wanted: Mapping[str, str] | None = None):
+        """`wanted` are the columns that are read, by the options that gave them; every file must have them."""
+        super().__init__(files)
+        self._wanted = wanted
+        self._held: tuple[int, Any] = (-1, None)
+
+    @cached_property
+    def _index(self) -> tuple[list[tuple[int, int, int]], list[int]]:
+        """(file, row group, its first row in the file) of each group; and the running count of rows."""
+        groups, sizes = [], []
+        for i, (_, path) in enumerate(self.files):
+            meta = self._open(path).metadata
+            rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+            groups += [(i, g, first) for g, first in enumerate(itertools.accumulate(rows[:-1], initial=0))][: len(rows)]
+            sizes += rows
+        return groups, list(itertools.accumulate(sizes))
+
+    def _open(self, path: Path) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise unreadable(path, error) from None
+        if missing := missing_field(str(path), self._wanted or {}, file.schema_arrow.names):
+            raise UserError(missing)
+        return file
+
+    def _table(self, group: int) -> Any:
+        import pyarrow
+
+        if self._held[0] != group:
+            i, number, _ = self._index[0][group]
+            path, columns = self.files[i][1], None if self._wanted is None else [*self._wanted.values()]
+            try:
+                self._held = group, self._open(path).read_row_group(number, columns)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise unreadable(path, error) from None
+        return self._held[1]
+
+    def __len__(self) -> int:
+        ends = self._index[1]
+        return ends[-1] if ends else 0
+
+    def __getitem__(self, index: int) -> Record:
+        groups, ends = self._index
+        group, row = _locate(ends, index)
+        i, _, first = groups[group]
+        name, path = self.files[i]
+        table = self._table(group)
+        fields = {column: table[column][row].as_py() for column in table.column_names}
+        return Record(f"{name}:{first + row}", f"{path}, row {first + row}", fields)
+
+
+class TextRecords:
+    """Documents: the text in one field of each record, and the target in another if there is one."""
+
+    def __init__(self, records: Records, wanted: Mapping[str, str]):
+        """`wanted` are the names of fields by the options that gave them: `field`, `target_field`, `task_field`."""
+        self._records, self._wanted = records, wanted
+        self._texts = [wanted[option] for option in ("field", "target_field") if option in wanted]
+
+    def fingerprint(self) -> str:
+        return key_of(["text", self._wanted, self._records.fingerprint()])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Document:
+        record = self._records[index]
+        if missing := missing_field(record.where, self._wanted, record.fields):
+            raise BadRow(missing)
+        texts = (checked_text(record.fields[field], f"{record.where}, field '{field}'") for field in self._texts)
+        return Document(record.name, *texts, named_by_place=True, task=task_of(record, self._wanted.get("task_field")))
+
+
+def missing_field(where: str, wanted: Mapping[str, str], there: Iterable[str]) -> str | None:
+    """What to say of the first field that is wanted and not there; they are named by the options that gave them."""
+    for option, field in wanted.items():
+        if field not in there:
+            return f"{where}: no field '{field}'; it has {', '.join(there)}; set data.sources.N.{option}"
+    return None

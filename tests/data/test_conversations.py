@@ -1,0 +1,151 @@
+"""Records of each format as conversations, and what is wrong with those that are none."""
+
+import json
+
+import pytest
+
+from jaxllm.config import SourceConfig
+from jaxllm.data.conversations import conversation, said
+from jaxllm.data.document import BadRow, Chat
+
+
+def read(fields, kind="auto", **source):
+    return conversation(fields, SourceConfig(kind="jsonl", path="x", format=kind, **source), "a.jsonl:7")
+
+
+def turns(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+ASKED = turns("one", "two")
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "messages"),
+    [
+        ("messages", {"messages": ASKED}, ASKED),
+        ("prompt_completion", {"prompt": "one", "completion": "two"}, ASKED),
+        (
+            "prompt_completion",
+            {"prompt": turns("a", "b", "one"), "completion": ASKED[1:]},
+            turns("a", "b", "one", "two"),
+        ),
+        ("alpaca", {"instruction": "one", "input": "", "output": "two"}, ASKED),
+        ("alpaca", {"instruction": "one", "output": "two"}, ASKED),
+        ("alpaca", {"instruction": "one", "input": None, "output": "two"}, ASKED),
+        ("alpaca", {"instruction": "one", "input": "of", "output": "two"}, turns("one\n\nof", "two")),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}]}, ASKED),
+        (
+            "sharegpt",
+            {
+                "system": "be terse",
+                "conversations": [
+                    {"from": "user", "value": "one"},
+                    {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                    {"from": "observation", "value": "3"},
+                    {"from": "gpt", "value": "two", "weight": 0},
+                    {"from": "human", "value": "three"},
+                    {"from": "gpt", "value": "four"},
+                ],
+            },
+            [
+                {"role": "system", "content": "be terse"},
+                *ASKED[:1],
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "tool", "content": "3"},
+                {**ASKED[1], "weight": 0},
+                *turns("three", "four"),
+            ],
+        ),
+    ],
+)
+def test_every_format_is_read_as_messages_and_told_by_its_fields(kind, fields, messages):
+    for format in (kind, "auto"):
+        assert read({**fields, "id": 3}, format) == Chat(messages, None)
+
+
+def test_json_in_texts_is_read_as_templates_expect_it():
+    tools = [{"type": "function", "function": {"name": "f", "description": None}}]
+    call = {"id": "1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    bare = {"name": "f", "arguments": {"x": 1}}
+    chat = read(
+        {
+            "messages": [*ASKED[:1], {"role": "assistant", "content": None, "tool_calls": [call, bare]}],
+            "tools": json.dumps(tools),
+        }
+    )
+    assert chat.messages[1] == {"role": "assistant", "tool_calls": [{"id": "1", **CALL}, CALL]}
+    assert chat.tools == tools
+    assert read({"messages": ASKED, "tools": []}).tools is None
+
+
+def test_a_system_message_is_put_before_conversations_that_have_none():
+    system = {"role": "system", "content": "be terse"}
+    assert read({"messages": ASKED}, system="be terse").messages == [system, *ASKED]
+    own = {"role": "developer", "content": "be wordy"}
+    assert read({"messages": [own, *ASKED]}, system="be terse").messages == [own, *ASKED]
+
+
+def test_all_that_is_said_is_its_text_and_an_assistant_that_says_nothing_has_none():
+    call = [*ASKED[:1], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": "ü"}}]}]
+    assert said(read({"messages": ASKED})) == "one\ntwo"
+    assert said(read({"messages": call})) == 'one\n{"name": "f", "arguments": {"x": "ü"}}'
+    assert said(read({"prompt": "one", "completion": ""})) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "complaint"),
+    [
+        (
+            "auto",
+            {"text": "a"},
+            "has the fields text, and not those of a conversation (messages, or conversations, or ",
+        ),
+        ("messages", {"text": "a"}, "no field 'messages'; it has text; set data.sources.N.format"),
+        ("alpaca", {"instruction": "a"}, "no field 'output'; it has instruction"),
+        ("auto", {"messages": "a"}, "field 'messages': expected a list of objects, got 'a'"),
+        ("auto", {"messages": ["a"]}, "field 'messages': expected a list of objects, got ['a']"),
+        ("auto", {"messages": []}, "no assistant message: nothing would be trained"),
+        ("auto", {"messages": ASKED[:1]}, "no assistant message: nothing would be trained"),
+        (
+            "auto",
+            {"messages": [*ASKED, {"role": "asistant", "content": ""}]},
+            "message 3 has the role 'asistant'; one of ",
+        ),
+        ("auto", {"messages": [{"content": "a"}]}, "message 1 has the role None; one of system, developer, user,"),
+        ("auto", {"messages": ASKED[1:]}, "message 1 is the assistant's, and nothing was asked before it; a user's "),
+        ("auto", {"messages": [{"role": "user"}, *ASKED]}, "message 1, the user's, has no content"),
+        ("auto", {"messages": [{"role": "user", "content": 3}, *ASKED]}, "message 1: 'content' is neither text nor a"),
+        ("auto", {"messages": [*ASKED[:1], {**ASKED[1], "weight": 2}]}, "message 2 has the weight 2; 0 and 1 would do"),
+        (
+            "auto",
+            {"messages": [*ASKED[:1], {**ASKED[1], "weight": 0}]},
+            "every message of the assistant has the weight 0",
+        ),
+        ("auto", {"messages": ASKED, "tools": "{"}, "field 'tools': not JSON: '{'"),
+        ("auto", {"messages": ASKED, "tools": "{}"}, "field 'tools': expected JSON with a list, got {}"),
+        (
+            "auto",
+            {"messages": [*ASKED[:1], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
+            "message 2: the arguments of 'f': not JSON: '{'",
+        ),
+        (
+            "auto",
+            {"messages": [*ASKED[:1], {"role": "assistant", "tool_calls": [{"arguments": {}}]}]},
+            "message 2: expected a call with the name of a function, got {'arguments': {}}",
+        ),
+        ("auto", {"messages": turns("one", "t\ud800")}, "not valid UTF-8"),
+        ("auto", {"prompt": "a", "completion": 5}, "field 'completion': expected text, got int 5"),
+        (
+            "auto",
+            {"conversations": [{"from": "robot", "value": "a"}]},
+            "message 1 is from 'robot'; one of system, human,",
+        ),
+    ],
+)
+def test_what_is_no_conversation_is_told_with_its_place_and_what_would_do(kind, fields, complaint):
+    with pytest.raises(BadRow) as error:
+        read(fields, kind)
+    assert str(error.value).startswith("a.jsonl:7")
+    assert complaint in str(error.value)
