@@ -16,6 +16,7 @@ from jaxllm.config import UserError
 COMMANDS = {
     "train": ("jaxllm.cli.train", "train a recipe, or go on with a run"),
     "generate": ("jaxllm.cli.generate", "continue a prompt with the model of a run"),
+    "eval": ("jaxllm.cli.eval", "measure a model by tasks, choices and likelihoods"),
     "embed": ("jaxllm.cli.embed", "embed lines of text"),
     "import": ("jaxllm.cli.import_model", "open a model of Hugging Face or GGUF"),
     "export": ("jaxllm.cli.export_model", "write a model as a Hugging Face folder or a GGUF file"),

@@ -17,19 +17,10 @@ from jax.sharding import SingleDeviceSharding
 from jaxllm.common.json_files import read_json
 from jaxllm.common.trees import Tree
 from jaxllm.config import TransformerConfig, UserError
-from jaxllm.data.packing import pack
 from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.generation.rows import laid, packed, tokens_at_once
 from jaxllm.models.heads import mean_pooled, pooled
 from jaxllm.models.transformer import Transformer, cast_for_use, encode
-
-SHORTEST_ROW = 64
-"""Places of a row; of more where texts have more tokens, to a power of two."""
-
-TOKENS_AT_ONCE = 512
-"""In one call of the model on a CPU, whose caches hold as much: 2,048 are 6 % (jax 0.10) to 20 % (0.12) slower."""
-
-TOKENS_ON_ACCELERATORS = 16_384
-"""The same elsewhere. Not measured."""
 
 SHORTEST_TEXT = 2
 """Tokens of the shortest text: its begin and its end."""
@@ -99,7 +90,7 @@ class Embedder:
             )
         device = jax.local_devices()[0]
         dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
-        self._at_once = TOKENS_AT_ONCE if device.platform == "cpu" else TOKENS_ON_ACCELERATORS
+        self._at_once = tokens_at_once(device.platform)
         self.width, self._tokenizer, self._pooling, self._most = config.width, tokenizer, pooling, most
         model = Transformer(config, dtype=dtype)
         params = jax.device_put(params, SingleDeviceSharding(device))
@@ -122,11 +113,11 @@ class Embedder:
 
     def _running(self, tokens: Sequence[Sequence[int]]) -> Iterator[Any]:
         """Batches: the texts of each row, and what is computed of them."""
-        for length, rows in _rows(np.array([len(ids) for ids in tokens], np.int64), self.width).items():
+        for length, rows in packed(np.array([len(ids) for ids in tokens], np.int64), self.width).items():
             size = max(1, self._at_once // length)
             for start in range(0, len(rows), size):
                 batch = rows[start : start + size]
-                yield batch, self._run(self._params, *_laid(tokens, batch, size, length))
+                yield batch, self._run(self._params, *laid(tokens, batch, size, length))
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
@@ -154,40 +145,3 @@ def _vectors(
     if not pooling.normalise:
         return vectors
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-def _rows(lengths: np.ndarray, width: int) -> dict[int, list[list[int]]]:
-    """Which texts share a row, by the rows' length; the shortest rows are as long as costs least.
-
-    Short rows stay half empty, since texts that are longer than half of one are alone in it; long ones cost scores of
-    texts that do not see each other. A place costs 1 + length / (2 width), as measured with MiniLM.
-    """
-    own = np.array([1 << int(n - 1).bit_length() for n in lengths], np.int64)
-    most = max([SHORTEST_ROW, *own.tolist()])
-    shortest = (SHORTEST_ROW << i for i in range((2 * most // SHORTEST_ROW).bit_length()))
-    plans = [_packed(lengths, np.maximum(own, least)) for least in shortest]
-    return min(plans, key=lambda plan: sum(len(rows) * n * (1 + n / (2 * width)) for n, rows in plan.items()))
-
-
-def _packed(lengths: np.ndarray, places: np.ndarray) -> dict[int, list[list[int]]]:
-    """Texts in as few rows as they need, given how long the row of each is."""
-    rows = {}
-    for length in map(int, np.unique(places)):
-        members = np.flatnonzero(places == length)
-        starts, order = pack(lengths[members], length)
-        rows[length] = [members[order[a:b]].tolist() for a, b in pairwise(starts)]
-    return rows
-
-
-def _laid(tokens: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], size: int, length: int) -> list[np.ndarray]:
-    """Tokens, positions and segments of a whole batch; rows that are missing hold padding."""
-    shape = size, length
-    tokens_BT, positions_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))
-    for r, row in enumerate(rows):
-        at = 0
-        for segment, text in enumerate(row, 1):
-            ids = tokens[text]
-            span = slice(at, at + len(ids))
-            tokens_BT[r, span], positions_BT[r, span], segments_BT[r, span] = ids, np.arange(len(ids)), segment
-            at += len(ids)
-    return [tokens_BT, positions_BT, segments_BT]

@@ -170,10 +170,24 @@ class Generator:
         seeds: Sequence[int] | None = None,
         on_text: Callable[[int, str], None] = lambda row, piece: None,
     ) -> list[Generation]:
+        """Continues each prompt, a text: the beginning of a document, or what an encoder reads. As `generate_from`."""
+        options: Any = {"stop": stop, "seeds": seeds, "on_text": on_text}
+        return self.generate_from(self.ids(prompts), max_new_tokens, sampling, **options)
+
+    def generate_from(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: SamplingConfig = AS_THE_MODEL_SAYS,
+        *,
+        stop: Sequence[str] = (),
+        seeds: Sequence[int] | None = None,
+        on_text: Callable[[int, str], None] = lambda row, piece: None,
+    ) -> list[Generation]:
         """Continues each prompt, all in one batch.
 
         Args:
-            prompts: texts; each is the beginning of a document, or what an encoder reads.
+            prompts: token ids, taken as they are.
             max_new_tokens: for each row; fewer where `max_length` comes first.
             sampling: how tokens are chosen.
             stop: strings that end a row; they are not part of its text.
@@ -186,13 +200,12 @@ class Generator:
             UserError: a setting out of its range, or a prompt that is too long.
         """
         _check_stop(stop)
-        ids = self.ids(prompts)
         began = time.perf_counter()
-        steps = self.tokens(ids, max_new_tokens, sampling, seeds)
+        steps = self.tokens(prompts, max_new_tokens, sampling, seeds)
         compiled = first = time.perf_counter()
         rows = [
             TextStream(self.tokenizer, self.before(row), self.limit(row, max_new_tokens), stop, self.ends)
-            for row in ids
+            for row in prompts
         ]
         for step, tokens in enumerate(steps):
             if step == 0:
@@ -204,7 +217,7 @@ class Generator:
                 break
         timing = Timing(
             compile_seconds=compiled - began,
-            prompt_tokens=sum(map(len, ids)),
+            prompt_tokens=sum(map(len, prompts)),
             prefill_seconds=first - compiled,
             new_tokens=sum(len(row.tokens) - 1 for row in rows),
             decode_seconds=time.perf_counter() - first,

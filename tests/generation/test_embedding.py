@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.generation.embedding import Embedder, Pooling, _rows, published_pooling
+from jaxllm.generation.embedding import Embedder, Pooling, published_pooling
 from jaxllm.models.presets import MINILM_L6
 from jaxllm.models.transformer import Transformer, encode
 from tests.generation.conftest import random_params
@@ -50,15 +50,6 @@ def test_each_text_of_a_row_has_the_vector_that_it_has_alone(config, params, tok
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
     unit = Embedder(config, params, tokenizer, Pooling(kind=kind)).embed(TEXTS)
     np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=2e-5)
-
-
-@pytest.mark.parametrize(("tokens", "places"), [(16, 64), (40, 128), (64, 64), (70, 256), (120, 128)])
-def test_rows_are_as_long_as_texts_fill_them(tokens, places):
-    """40 tokens would be alone in a row of 64, and three of them fill one of 128."""
-    rows = _rows(np.full(100, tokens), 384)
-    assert rows.keys() == {places}
-    assert sorted(text for row in rows[places] for text in row) == list(range(100))
-    assert all(len(row) * tokens <= places for row in rows[places])
 
 
 def test_progress_counts_the_texts(config, params, tokenizer):

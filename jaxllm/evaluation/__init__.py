@@ -1,0 +1,1 @@
+"""How good a model is: answers against references, choices by likelihood, and the likelihood of texts."""
