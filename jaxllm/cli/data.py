@@ -48,13 +48,11 @@ def run(argv: list[str]) -> int:
 
 def _loader(config: RunConfig) -> "Loader":
     from jaxllm.data.corpus import prepare_corpus
-    from jaxllm.data.loader import Loader
+    from jaxllm.train.loop import open_loader
     from jaxllm.train.params import with_base_tokenizer
 
     config = with_base_tokenizer(config)
-    corpus = prepare_corpus(config.data, config.tokenizer, progress=True)
-    rows, start = config.train.batch_size, config.model.start_token
-    return Loader(corpus, config.data, rows, config.seed, config.objective, start)
+    return open_loader(config, prepare_corpus(config.data, config.tokenizer, progress=True))
 
 
 def _describe(name: str, loader: "Loader") -> None:

@@ -1,9 +1,9 @@
-"""What a model reads and is to tell of the pieces of a row, for each objective.
+"""What a model reads and is to tell of the pieces of a row, for objectives that hide tokens or translate.
 
-Each kind of `Examples` plans rows from documents, and makes the arrays of one row from its pieces and a random stream
-of its own. No text is lost: a document longer than a row is cut into pieces, and all lengths are known before the
-noise is drawn. Only a pair of texts, which cannot be cut, is left out where a row does not hold it; and of a
-conversation no more is kept than a row holds.
+Those that tell the next token are in `next_token.py`. Each kind of `Examples` plans rows from documents, and makes the
+arrays of one row from its pieces and a random stream of its own. No text is lost: a document longer than a row is cut
+into pieces, and all lengths are known before the noise is drawn. Only a pair of texts, which cannot be cut, is left out
+where a row does not hold it; and of a conversation no more is kept than a row holds.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from jaxllm.common.corrupted import corrupted_lengths, longest_piece, target_len
 from jaxllm.config import PUBLISHED_NOISE, DataConfig, ObjectiveConfig, UserError, to_dict
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.corruption import corrupt_spans, infill, mask
-from jaxllm.data.packing import Plan, arranged, pieces, plan_pairs
+from jaxllm.data.packing import Plan, arranged, pieces
 from jaxllm.data.token_files import Documents
 
 LEFT_OUT = 0.01
@@ -126,84 +126,6 @@ class Examples(ABC):
         return [i for i in found if i is not None]
 
 
-class NextToken(Examples):
-    """Each token from those before it (`causal`); or from those and a part that is seen whole (`prefix`).
-
-    The part is the first text of a pair, or as many of a piece's tokens as are drawn, each number being as likely.
-    """
-
-    beyond = 1
-
-    def __init__(self, objective: ObjectiveConfig, corpus: Corpus, data: DataConfig):
-        super().__init__(objective, corpus, data)
-        self._pairs = any(source.target_field is not None for source in data.sources)
-
-    @property
-    def key(self) -> list[Any]:
-        return super().key if self._pairs else [self.read, self.packing]
-
-    def keeps_whole(self, documents: Documents) -> bool:
-        return self._pairs
-
-    def plan(self, documents: Documents) -> Plan:
-        if not self._pairs:
-            return plan_pairs(documents, self.read, self.packing)
-        lengths = np.diff(documents.starts) - 1
-        return _plan_whole(documents.starts[:-1], lengths, lengths[:, None], {"data.sequence_length": self.read})
-
-    def filled(self, plan: Plan) -> int:
-        return plan.pairs
-
-    def row(self, pieces: Pieces, noise: Noise) -> Row:
-        tokens, lengths, trained = pieces
-        row = _laid(lengths - 1)
-        place = np.arange(len(row["segments"])) + row["segments"] - 1  # a piece has one token more than it has pairs
-        row |= {"tokens": tokens[place], "targets": tokens[place + 1]}
-        if self.objective.kind != "prefix":
-            return row | {"weights": np.ones(len(place), np.float32) if trained is None else trained[place + 1]}
-        if self._pairs:
-            starts = np.cumsum(lengths) - lengths
-            seen = _first_ends(tokens, starts, self.tokenizer.eos_id) - starts + 1
-        else:
-            seen = 1 + (noise().random(len(lengths)) * (lengths - 1)).astype(int)
-        seen = np.repeat(seen, lengths - 1)
-        return row | {"prefix": row["positions"] < seen, "weights": row["positions"] >= seen - 1}
-
-
-class Supervised(NextToken):
-    """What the assistant says in conversations (`sft`); texts beside them as `causal` has them."""
-
-    def __init__(self, objective: ObjectiveConfig, corpus: Corpus, data: DataConfig):
-        super().__init__(objective, corpus, data)
-        self._truncation = data.truncation
-
-    @property
-    def key(self) -> list[Any]:
-        return ["conversations", self._truncation, *super().key]
-
-    def keeps_whole(self, documents: Documents) -> bool:
-        return documents.trained is not None
-
-    def plan(self, documents: Documents) -> Plan:
-        if documents.trained is None:
-            return plan_pairs(documents, self.read, self.packing)
-        starts, lengths = documents.starts[:-1].copy(), np.diff(documents.starts) - 1
-        too_long = np.flatnonzero(lengths > self.read)
-        for d in too_long.tolist():
-            # The place of the last token that is kept; that of the first is a row before it.
-            last = self._last_kept(documents.trained[starts[d] : starts[d] + lengths[d] + 1])
-            starts[d], lengths[d] = starts[d] + max(0, last - self.read), min(last, self.read)
-        if self._truncation == "leave_out":
-            starts, lengths = np.delete(starts, too_long), np.delete(lengths, too_long)
-        return arranged(starts, lengths, lengths, self.read)
-
-    def _last_kept(self, trained: np.ndarray) -> int:
-        """In a conversation that is longer than a row, of which some token is trained."""
-        if self._truncation == "end" and trained[1 : self.read + 1].any():
-            return self.read
-        return int(np.flatnonzero(trained)[-1])
-
-
 class Masked(Examples):
     """The tokens that are hidden among those that are seen on both sides (BERT, 1810.04805)."""
 
@@ -234,7 +156,7 @@ class Masked(Examples):
 
     def row(self, pieces: Pieces, noise: Noise) -> Row:
         targets, sizes = _framed(*self.text(*pieces[:2]), self.begin, self.tokenizer.eos_id)
-        row = _laid(sizes)
+        row = laid(sizes)
         words = np.cumsum(self._begins_word[targets] | (row["positions"] <= len(self.begin))) - 1
         is_text = self._is_text[targets]
         seen, told = mask(noise(), targets, words, is_text, self._noise, self._mask_id, self._ordinary)
@@ -296,7 +218,7 @@ class Translated(Examples):
         starts, stops = documents.starts[:-1], documents.starts[1:]
         sizes = np.stack([firsts - starts + len(self.begin), stops - 1 - firsts], axis=1)
         room = {"data.sequence_length": self.read, "objective.target_length": self.written}
-        return _plan_whole(starts, stops - starts, sizes, room)
+        return plan_whole(starts, stops - starts, sizes, room)
 
     def filled(self, plan: Plan) -> int:
         return plan.pairs - (1 - len(self.begin)) * len(plan.lengths)
@@ -304,7 +226,7 @@ class Translated(Examples):
     def row(self, pieces: Pieces, noise: Noise) -> Row:
         tokens, lengths, _ = pieces
         starts = np.cumsum(lengths) - lengths
-        read = _first_ends(tokens, starts, self.tokenizer.eos_id) - starts + 1
+        read = first_ends(tokens, starts, self.tokenizer.eos_id) - starts + 1
         is_read = np.arange(len(tokens)) < np.repeat(starts + read, lengths)
         targets, written = tokens[~is_read], lengths - read
         if not self.begin:
@@ -312,29 +234,7 @@ class Translated(Examples):
         return _two_sides(tokens[is_read], read, targets, written, self._start_token)
 
 
-def make_examples(objective: ObjectiveConfig, corpus: Corpus, data: DataConfig, start_token: int | None) -> Examples:
-    """The examples of an objective.
-
-    Args:
-        objective: of the run.
-        corpus: has the tokenizer.
-        data: says how long rows are, how they are packed, and whether sources give pairs.
-        start_token: what the decoder of an encoder-decoder reads first in each piece; the padding, if none.
-
-    Raises:
-        UserError: the tokenizer does not have the tokens that the objective needs, or rows are too short for it.
-    """
-    if objective.kind in ("causal", "prefix"):
-        return NextToken(objective, corpus, data)
-    if objective.kind == "sft":
-        return Supervised(objective, corpus, data)
-    if objective.kind == "masked":
-        return Masked(objective, corpus, data)
-    start_token = corpus.tokenizer.pad_id if start_token is None else start_token
-    return (Translated if objective.kind == "seq2seq" else Denoised)(objective, corpus, data, start_token)
-
-
-def _plan_whole(starts: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, room: dict[str, int]) -> Plan:
+def plan_whole(starts: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, room: dict[str, int]) -> Plan:
     """Pairs that are not cut, without those whose sizes are more than the fields of `room` say."""
     fits = np.all(sizes <= list(room.values()), axis=1)
     too_long = len(fits) - int(fits.sum())
@@ -348,7 +248,7 @@ def _plan_whole(starts: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, room
     return arranged(starts[fits], lengths[fits], sizes[fits], tuple(room.values()))
 
 
-def _first_ends(tokens: np.ndarray, starts: np.ndarray, end: int) -> np.ndarray:
+def first_ends(tokens: np.ndarray, starts: np.ndarray, end: int) -> np.ndarray:
     """Where the first text of each pair ends; what begins it may be the same token."""
     ends = np.flatnonzero(tokens == end)
     return ends[np.searchsorted(ends, starts + 1)]
@@ -366,7 +266,7 @@ def _framed(tokens: np.ndarray, lengths: np.ndarray, begin: list[int], end: int)
     return framed, sizes
 
 
-def _laid(lengths: np.ndarray) -> Row:
+def laid(lengths: np.ndarray) -> Row:
     """Which piece each place is of, from 1, and where in it, from 0."""
     starts = np.cumsum(lengths) - lengths
     pieces = np.arange(1, len(lengths) + 1)
@@ -380,6 +280,6 @@ def _two_sides(read: np.ndarray, reads: np.ndarray, targets: np.ndarray, writes:
     """The arrays of an encoder-decoder, given the tokens of each side and their numbers in each piece."""
     tokens = np.roll(targets, 1)
     tokens[np.cumsum(writes) - writes] = start_token
-    encoder = {"tokens": read, **_laid(reads)}
-    decoder = {"tokens": tokens, "targets": targets, "weights": np.ones(len(targets), np.float32), **_laid(writes)}
+    encoder = {"tokens": read, **laid(reads)}
+    decoder = {"tokens": tokens, "targets": targets, "weights": np.ones(len(targets), np.float32), **laid(writes)}
     return decoder | {f"encoder_{name}": x for name, x in encoder.items()}

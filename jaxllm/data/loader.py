@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxllm.config import DataConfig, ObjectiveConfig, UserError
 from jaxllm.data.corpus import Corpus
-from jaxllm.data.examples import Pieces, make_examples
+from jaxllm.data.examples import Denoised, Examples, Masked, Pieces, Translated
 from jaxllm.data.mixture import example_shares, row_shares
+from jaxllm.data.next_token import NextToken, Supervised
 from jaxllm.data.packing import Plan, corpus_plans
 from jaxllm.data.token_files import Documents
 
@@ -54,6 +55,7 @@ class Loader:
         seed: int,
         objective: ObjectiveConfig = ObjectiveConfig(),
         start_token: int | None = None,
+        virtual: range = range(0),
     ):
         """
         Args:
@@ -63,14 +65,15 @@ class Loader:
             seed: of the order and of the noise.
             objective: what is hidden, and what is to tell.
             start_token: what a decoder beside an encoder reads first in each segment; none is the padding.
+            virtual: the ids of virtual tokens that each segment begins with.
 
         Raises:
             UserError: a negative weight, weights that are all 0, a source with a weight and no training
                 document, a plan that cannot be kept in the cache, or what `make_examples` refuses.
         """
         self.corpus, self.batch_size, self.sequence_length = corpus, batch_size, data.sequence_length
-        self._sources, self._seed = data.sources, seed
-        self.examples = make_examples(objective, corpus, data, start_token)
+        self._sources, self._seed, self._virtual = data.sources, seed, len(virtual)
+        self.examples = make_examples(objective, corpus, data, start_token, virtual)
         self.plans, self.validation_plans = corpus_plans(corpus, self.examples.key, self.examples.plan)
         # Rows of all tasks have one number: those of task t are first_rows[t] to first_rows[t + 1].
         self._first_rows = np.cumsum([0, *map(len, self.plans)])
@@ -140,7 +143,8 @@ class Loader:
     def truncated(self) -> int:
         """Conversations, of all splits, of which a row holds a part."""
         masked = ((documents, plan) for documents, plan in self._whole() if documents.trained is not None)
-        too_long = (int((np.diff(documents.starts) - 1 > self.sequence_length).sum()) for documents, _ in masked)
+        most = self.sequence_length - self._virtual
+        too_long = (int((np.diff(documents.starts) - 1 > most).sum()) for documents, _ in masked)
         return 0 if self.left_out else sum(too_long)
 
     def losses(self) -> list[str]:
@@ -290,6 +294,31 @@ def _mixed(rows: Sequence[int]) -> np.ndarray:
     row = np.concatenate([np.arange(n) for n in rows]).astype(np.int64)
     order = np.argsort((row + offsets[task]) / np.array(rows)[task], kind="stable")
     return np.stack([task, row], axis=1)[order]
+
+
+def make_examples(
+    objective: ObjectiveConfig, corpus: Corpus, data: DataConfig, start_token: int | None, virtual: range
+) -> Examples:
+    """The examples of an objective.
+
+    Args:
+        objective: of the run.
+        corpus: has the tokenizer.
+        data: says how long rows are, how they are packed, and whether sources give pairs.
+        start_token: what the decoder of an encoder-decoder reads first in each piece; the padding, if none.
+        virtual: the ids of virtual tokens that each piece begins with, where the next token is told.
+
+    Raises:
+        UserError: the tokenizer does not have the tokens that the objective needs, or rows are too short for it.
+    """
+    if objective.kind in ("causal", "prefix"):
+        return NextToken(objective, corpus, data, virtual)
+    if objective.kind == "sft":
+        return Supervised(objective, corpus, data, virtual)
+    if objective.kind == "masked":
+        return Masked(objective, corpus, data)
+    start_token = corpus.tokenizer.pad_id if start_token is None else start_token
+    return (Translated if objective.kind == "seq2seq" else Denoised)(objective, corpus, data, start_token)
 
 
 def _noise(use: int, *numbers: int) -> np.random.Generator:

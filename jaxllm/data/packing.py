@@ -43,15 +43,16 @@ class Plan:
 Packing = Literal["documents", "concatenate"]
 
 
-def plan_pairs(documents: Documents, sequence_length: int, packing: Packing) -> Plan:
+def plan_pairs(documents: Documents, sequence_length: int, packing: Packing, before: int = 0) -> Plan:
     """The rows of `sequence_length` pairs of neighbouring tokens that cover all pairs of `documents` once.
 
     `documents` never joins two documents in a piece; `concatenate` cuts the whole stream, document ends
-    included, into windows, one a row.
+    included, into windows, one a row. Each piece takes so many places `before` it too.
     """
     borders = documents.starts if packing == "documents" else documents.starts[[0, -1]]
-    starts, lengths = pieces(borders[:-1], np.diff(borders) - 1, sequence_length)  # n tokens are n - 1 pairs
-    return arranged(starts, lengths, lengths, sequence_length)
+    most = sequence_length - before
+    starts, lengths = pieces(borders[:-1], np.diff(borders) - 1, most)  # n tokens are n - 1 pairs
+    return arranged(starts, lengths, lengths + before, sequence_length)
 
 
 def arranged(starts: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, room: int | tuple[int, ...]) -> Plan:

@@ -15,7 +15,7 @@ from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.evaluation.likelihood import Scorer
 from jaxllm.generation.generate import Generator
 from jaxllm.generation.recommended import recommended
-from jaxllm.train.checkpoint import load_run_params
+from jaxllm.train.params import load_run_params
 from jaxllm.train.run_folder import saved_config, saved_tokenizer
 
 BESIDE = ("chat_template.jinja", "tokenizer_config.json", "generation_config.json")

@@ -173,6 +173,12 @@ def virtual_tokens(tuning: TuningConfig) -> int:
     return tuning.prompt.length if tuning.method in VIRTUAL else 0
 
 
+def virtual_ids(config: RunConfig) -> range:
+    """The ids of these tokens: those after the vocabulary of the model."""
+    size = config.model.vocab_size
+    return range(size, size + virtual_tokens(config.tuning))
+
+
 def tuning_mistakes(config: RunConfig) -> Iterator[str]:
     """What is wrong with how a run is tuned, each as `field = value: what it must be`."""
     tuning, model = config.tuning, config.model
@@ -195,6 +201,11 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
                 f"tuning.lora.rank: the update of {update.module} has rank {update.rank}, above its {update.inputs} "
                 f"inputs and {update.outputs} outputs; at most {limit} would do"
             )
+    if (taken := virtual_tokens(tuning)) > config.data.sequence_length - 2:
+        yield (
+            f"tuning.prompt.length = {taken}: leaves no place for text in data.sequence_length = "
+            f"{config.data.sequence_length}; at most {config.data.sequence_length - 2} would do"
+        )
     if tuning.method == "prompt" and tuning.prompt.start == "labels" and not tuning.prompt.labels:
         yield "tuning.prompt.labels is empty: tuning.prompt.start = 'labels' begins with them"
     if tuning.method == "adalora" and tuning.adaptive.warmup + tuning.adaptive.settled >= 1:

@@ -18,6 +18,7 @@ from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig, UserError
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.loader import Loader
+from jaxllm.models.adapters import virtual_ids
 from jaxllm.peft.merge import effective
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import own_rows, place
@@ -77,7 +78,8 @@ def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
                 f"eval.prompts.{i} = {prompt!r:.60}: has {tokens} tokens with its beginning; at most "
                 f"model.max_positions = {config.model.max_positions} would do"
             )
-    return Loader(corpus, config.data, config.train.batch_size, config.seed, config.objective, config.model.start_token)
+    start, virtual = config.model.start_token, virtual_ids(config)
+    return Loader(corpus, config.data, config.train.batch_size, config.seed, config.objective, start, virtual)
 
 
 def train(

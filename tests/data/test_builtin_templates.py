@@ -36,7 +36,7 @@ def test_plain_has_headings_and_ends_answers(model_path):
     )
     assert rendered(model_path, "plain", TURNS[:3]).endswith("Hello.</s>")
     with pytest.raises(
-        UserError, match="the template 'plain', line .*: the template plain has no words for what tools"
+        UserError, match=r"the template 'plain', line .*: the template plain has no words for what tools"
     ):
         rendered(model_path, "plain", [*TURNS, {"role": "tool", "content": "3"}])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
+from jaxllm.config import DataConfig, ObjectiveConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.loader import Batch, Loader, loader_speed
 from tests.data.batches import equal
@@ -359,3 +359,21 @@ def test_the_speed_counts_the_places_that_were_filled(loader, monkeypatch):
     clock = itertools.count(0.0, 0.5)
     monkeypatch.setattr("jaxllm.data.loader.time.perf_counter", lambda: next(clock))
     assert loader_speed(loader, seconds=2.0) == 4 * (4 * 64) / 2.0
+
+
+@pytest.mark.parametrize("kind", ["causal", "prefix"])
+def test_virtual_tokens_come_before_each_piece_and_are_no_targets(corpus, data, kind):
+    """And all other places are what they are without them, in pieces that are shorter by as many."""
+    with_them = Loader(corpus, data, 4, 0, ObjectiveConfig(kind=kind), virtual=range(900, 903))
+    batch = with_them.batch(0)
+    is_virtual = batch["tokens"] >= 900
+    is_first = (batch["positions"] < 3) & (batch["segments"] > 0)
+    np.testing.assert_array_equal(is_virtual, is_first)
+    np.testing.assert_array_equal(batch["tokens"][is_virtual], 900 + batch["positions"][is_virtual])
+    assert not batch["weights"][is_virtual].any()
+    for tokens, targets, segments in zip(*(batch[name] for name in ("tokens", "targets", "segments")), strict=True):
+        for segment in range(1, segments.max() + 1):
+            own, told = tokens[segments == segment][3:], targets[segments == segment][3:]
+            assert len(own) <= data.sequence_length - 3
+            np.testing.assert_array_equal(own[1:], told[:-1])
+    assert sum(plan.pairs for plan in with_them.plans) == sum(plan.pairs for plan in Loader(corpus, data, 4, 0).plans)
