@@ -91,7 +91,8 @@ CHATS = SourceConfig(kind="jsonl", path="chats.jsonl", format="auto")
 
 def sft(*given: SourceConfig, **changes: Any) -> RunConfig:
     """A run that learns from such sources what the assistant says."""
-    return run(objective__kind="sft", data__sources=given or (CHATS,), **changes)
+    template = {"tokenizer__chat_template": "plain"}
+    return run(objective__kind="sft", data__sources=given or (CHATS,), **{**template, **changes})
 
 
 def chats(**changes: Any) -> RunConfig:
@@ -102,6 +103,7 @@ def chats(**changes: Any) -> RunConfig:
 def test_runs_on_conversations_are_in_order():
     assert problems(sft()) == []
     assert problems(sft(CHATS, SourceConfig(weight=0.5))) == []
+    assert problems(sft(tokenizer__chat_template=None, tokenizer__path="tokenizer.json")) == []
     assert problems(sft(SourceConfig(kind="stdlib_functions", system="s"))) == []
     assert problems(chats(format="prompt_completion", prompt="{{ x }}", completion="{{ y }}")) == []
     assert problems(chats(task_field="task", held_out_tasks=("a",))) == []
@@ -217,11 +219,11 @@ def test_every_objective_has_runs_that_are_in_order(kind):
             "data.sources.0.kind = 'stdlib_functions': objective.kind = 'causal' has no use for conversations",
         ),
         (
-            run(objective__kind="sft"),
+            run(objective__kind="sft", tokenizer__chat_template="plain"),
             "objective.kind = 'sft': no source gives conversations; another data.sources.N.format than 'text', or",
         ),
         (
-            run(objective__kind="sft", data__sources=(CHATS, SourceConfig(format="auto"))),
+            sft(CHATS, SourceConfig(format="auto")),
             "data.sources.1.format = 'auto': kind 'stdlib' has no fields; 'jsonl', 'parquet' and 'tfds' have",
         ),
         (chats(prompt="{{ x }}"), r"data.sources.0.prompt = '\{\{ x \}\}': format 'auto' does not read it"),
@@ -232,6 +234,10 @@ def test_every_objective_has_runs_that_are_in_order(kind):
         ),
         (chats(loss_weight=0.0), "data.sources.0.loss_weight = 0.0: must be above 0; to leave a source out, set its"),
         (sources(SourceConfig(system="s")), "data.sources.0.system = 's': format 'text' has no messages; None would"),
+        (
+            sft(tokenizer__chat_template=None),
+            "tokenizer.chat_template = None: there is none beside a tokenizer that is trained; 'plain', or a .jinja",
+        ),
         (sft(data__packing="concatenate"), "data.packing = 'concatenate': cuts conversations apart; 'documents' would"),
         (run(data__truncation="start"), "data.truncation = 'start': objective.kind = 'causal' does not read it; 'end'"),
         (run(data__mixture__cap=9), "data.mixture.cap = 9: kind 'weights' does not read it; 'proportional' does"),

@@ -73,7 +73,9 @@ def test_a_row_that_a_template_refuses_is_bad_and_those_beside_it_are_not(write,
     assert [contents(found[i])[1] for i in (0, 3)] == ["1", "2"]
     with pytest.raises(BadRow, match=r"rows\.jsonl:2, data\.sources\.N\.completion: .*no element 1"):
         found[1]
-    with pytest.raises(BadRow, match=r"rows\.jsonl:3, data\.sources\.N\.completion: 'answer' is undefined"):
+    with pytest.raises(
+        BadRow, match=r"rows\.jsonl:3, data\.sources\.N\.completion: 'answer' is undefined; it has question"
+    ):
         found[2]
 
 
