@@ -339,6 +339,11 @@ def _between_parts(config: RunConfig) -> Iterator[str]:
             f"model.vocab_size = {model.vocab_size}: must hold the tokenizer; at least "
             f"tokenizer.vocab_size = {tokenizer.vocab_size} would do"
         )
+    if config.objective.kind == "sft" and (config.base, tokenizer.path, tokenizer.chat_template) == (None, None, None):
+        yield (
+            "tokenizer.chat_template = None: there is none beside a tokenizer that is trained; 'plain', or a .jinja "
+            "file, would do"
+        )
     if not is_multiple(train.batch_size, train.accumulate):
         yield (
             f"train.batch_size = {train.batch_size}: must be a multiple of train.accumulate = "

@@ -86,6 +86,28 @@ def sources(*given: SourceConfig) -> RunConfig:
 
 
 PAIRS = SourceConfig(kind="jsonl", path="pairs.jsonl", field="x", target_field="y")
+CHATS = SourceConfig(kind="jsonl", path="chats.jsonl", format="auto")
+
+
+def sft(*given: SourceConfig, **changes: Any) -> RunConfig:
+    """A run that learns from such sources what the assistant says."""
+    template = {"tokenizer__chat_template": "plain"}
+    return run(objective__kind="sft", data__sources=given or (CHATS,), **{**template, **changes})
+
+
+def chats(**changes: Any) -> RunConfig:
+    """The same from one that has such fields besides."""
+    return sft(dataclasses.replace(CHATS, **changes))
+
+
+def test_runs_on_conversations_are_in_order():
+    assert problems(sft()) == []
+    assert problems(sft(CHATS, SourceConfig(weight=0.5))) == []
+    assert problems(sft(tokenizer__chat_template=None, tokenizer__path="tokenizer.json")) == []
+    assert problems(sft(SourceConfig(kind="stdlib_functions", system="s"))) == []
+    assert problems(chats(format="prompt_completion", prompt="{{ x }}", completion="{{ y }}")) == []
+    assert problems(chats(task_field="task", held_out_tasks=("a",))) == []
+    assert problems(sft(data__mixture__kind="temperature", data__mixture__temperature=2.0, data__mixture__cap=9)) == []
 
 
 @pytest.mark.parametrize("kind", ["prefix", "masked", "span_corruption", "infilling", "seq2seq"])
@@ -187,6 +209,41 @@ def test_every_objective_has_runs_that_are_in_order(kind):
                 data__packing="concatenate",
             ),
             "data.packing = 'concatenate': cuts pairs apart; 'documents' would do",
+        ),
+        (
+            sources(CHATS),
+            "data.sources.0.format = 'auto': objective.kind = 'causal' has no use for conversations; 'sft' has",
+        ),
+        (
+            sources(SourceConfig(kind="stdlib_functions")),
+            "data.sources.0.kind = 'stdlib_functions': objective.kind = 'causal' has no use for conversations",
+        ),
+        (
+            run(objective__kind="sft", tokenizer__chat_template="plain"),
+            "objective.kind = 'sft': no source gives conversations; another data.sources.N.format than 'text', or",
+        ),
+        (
+            sft(CHATS, SourceConfig(format="auto")),
+            "data.sources.1.format = 'auto': kind 'stdlib' has no fields; 'jsonl', 'parquet' and 'tfds' have",
+        ),
+        (chats(prompt="{{ x }}"), r"data.sources.0.prompt = '\{\{ x \}\}': format 'auto' does not read it"),
+        (chats(held_out_tasks=("a",)), r"held_out_tasks = \('a',\): needs data.sources.0.task_field, which tells"),
+        (
+            chats(task="a", task_field="b"),
+            "data.sources.0.task = 'a': data.sources.0.task_field names the task of",
+        ),
+        (chats(loss_weight=0.0), "data.sources.0.loss_weight = 0.0: must be above 0; to leave a source out, set its"),
+        (sources(SourceConfig(system="s")), "data.sources.0.system = 's': format 'text' has no messages; None would"),
+        (
+            sft(tokenizer__chat_template=None),
+            "tokenizer.chat_template = None: there is none beside a tokenizer that is trained; 'plain', or a .jinja",
+        ),
+        (sft(data__packing="concatenate"), "data.packing = 'concatenate': cuts conversations apart; 'documents' would"),
+        (run(data__truncation="start"), "data.truncation = 'start': objective.kind = 'causal' does not read it; 'end'"),
+        (run(data__mixture__cap=9), "data.mixture.cap = 9: kind 'weights' does not read it; 'proportional' does"),
+        (
+            run(data__mixture__kind="proportional", data__mixture__temperature=2.0),
+            "data.mixture.temperature = 2.0: kind 'proportional' does not read it; 1.0 would do",
         ),
         (
             run(tokenizer__extra_tokens=("<a>", "<b>", "<a>")),

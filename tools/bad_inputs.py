@@ -155,6 +155,47 @@ def data_cases() -> Iterator[Case]:
     yield "cache on a read-only disk", mounted("ro", *train("--data.cache-dir", "small/cache")())
 
 
+def chats(content: str, *options: str) -> Callable[[], Sequence[str]]:
+    """`jaxllm train` on conversations, whose file has such content."""
+    kind = ("--objective.kind", "sft", "--data.sources.0.format", "auto")
+    tokenizer = ("--tokenizer.path", "other.model", "--tokenizer.chat-template", "plain")
+    return source("jsonl", "chats.jsonl", content.encode(), *kind, *tokenizer, *options)
+
+
+def conversation_cases() -> Iterator[Case]:
+    """Instruction data, chat templates and mixtures."""
+    good = "".join(f'{{"prompt": "def {i}", "completion": "class", "task": "a"}}\n' for i in range(40))
+    yield "conversations that are none", chats(good + '{"prompt": "def"}\n{"messages": [{"role": "asistant"}]}\n{')
+    yield "conversation without an answer", chats('{"messages": [{"role": "user", "content": "def"}]}\n')
+    yield "conversations without a template", chats(good, "--tokenizer.chat-template", "None")
+    yield "chat template that is missing", chats(good, "--tokenizer.chat-template", "none.jinja")
+    yield "chat template whose tokens the tokenizer lacks", chats(good, "--tokenizer.chat-template", "chatml")
+
+    def template(text: str) -> Callable[[], Sequence[str]]:
+        def arrange() -> Sequence[str]:
+            Path("own.jinja").write_text(text)
+            return chats(good, "--tokenizer.chat-template", "own.jinja")()
+
+        return arrange
+
+    yield "chat template that is not Jinja", template("{% for m in messages %}")
+    yield (
+        "chat template without a generation prompt",
+        template("{% for m in messages %}[{{ m.content }}]</s>{% endfor %}"),
+    )
+    yield "chat template without an end", template("{{ messages | map(attribute='content') | join }}")
+    made = ("--data.sources.0.format", "prompt_completion", "--data.sources.0.prompt")
+    yield "prompt that is not Jinja", chats(good, *made, "{{ prompt")
+    yield "prompt of a field that is not there", chats(good, *made, "{{ promt }}")
+    yield "conversations for another objective", chats(good, "--objective.kind", "causal")
+    yield (
+        "held-out task that is not there",
+        chats(good, "--data.sources.0.task-field", "task", "--data.sources.0.held-out-tasks", "b"),
+    )
+    yield "mixture's cap that is not read", chats(good, "--data.mixture.cap", "9")
+    yield "task that cannot be shown", lambda: ["data", "show", "recipe.py", "--task", "text"]
+
+
 def run_cases() -> Iterator[Case]:
     """Run folders, checkpoints and generation; `run` is a finished run."""
     yield "run folder that holds something else", lambda: ["train", "recipe.py", "--output", "texts"]
@@ -219,7 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only the cases with one of these in their names")
     options = parser.parse_args()
-    cases = [*configuration_cases(), *data_cases(), *run_cases(), *model_cases()]
+    cases = [*configuration_cases(), *data_cases(), *conversation_cases(), *run_cases(), *model_cases()]
     wanted = [case for case in cases if not options.words or any(word in case[0] for word in options.words)]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as root:

@@ -67,7 +67,6 @@ def _describe(name: str, loader: "Loader") -> None:
         ("documents", f"{report.documents:,}, of which {report.held_out:,} held out"),
         ("dropped", f"{report.duplicates:,} duplicates, {report.empty:,} empty"),
         *(("", lost) for lost in loader.losses()),
-        *(("", bad) for bad in report.bad.first),
         ("text", f"{report.bytes:,} bytes, of which {corpus.held_out_bytes:,} held out"),
         ("tokens", f"{report.tokens:,}"),
         ("vocabulary", f"{corpus.tokenizer.vocab_size:,} pieces, {report.bytes_per_token:.3f} bytes a token"),
@@ -83,6 +82,8 @@ def _describe(name: str, loader: "Loader") -> None:
     console.print(table)
     if len(corpus.tasks) > 1 or corpus.template is not None:
         console.print(_tasks(loader))
+    for bad in report.bad.first:
+        console.print(Text(f"left out: {bad}"), soft_wrap=True)
 
 
 def _tasks(loader: "Loader") -> Table:

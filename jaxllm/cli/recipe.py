@@ -27,6 +27,10 @@ ABOUT = """RECIPE is a Python file with a function recipe() -> RunConfig, the fo
 The options override its fields."""
 
 
+SHORT = {"--skip-bad": "--data.skip-bad"}
+"""Options that are asked for by another name, where a message offers them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Nothing:
     """No option of a command's own."""
@@ -122,6 +126,7 @@ def _overridden(
             return False
         return True
 
+    words = [SHORT.get(word, word) for word in words]
     takes, unreadable = dict(_flags(own)) | dict(_flags(config)), []
     if not {"-h", "--help"} & set(words) and not is_readable(words):  # tyro ends at the first that it cannot read
         groups = _groups(words)

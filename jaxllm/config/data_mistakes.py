@@ -47,8 +47,6 @@ def _source(source: SourceConfig, where: str) -> Iterator[str]:
             yield f"{given}: format {source.format!r} does not read it; 'prompt_completion' does"
     if source.system is not None and not gives_conversations(source):
         yield f"{where}.system = {source.system!r:.60}: format 'text' has no messages; None would do"
-    if source.target_field is not None and source.format != "text":
-        yield f"{where}.target_field = {source.target_field!r}: format {source.format!r} has none; None would do"
     if source.held_out_tasks and source.task_field is None:
         yield f"{where}.held_out_tasks = {source.held_out_tasks!r:.60}: needs {where}.task_field, which tells the tasks"
     if source.task is not None and source.task_field is not None:

@@ -1,7 +1,8 @@
 """A tokenised corpus: built once in the cache, then memory-mapped.
 
 Two folders are made, each named after a hash of all that it follows from: `tokenizers/<key>` (the text, the
-split and the tokenizer's settings) and `corpora/<key>` (the text, the split and the tokenizer's content).
+split and the tokenizer's settings) and `corpora/<key>` (the text, the split, the tokenizer's content and the chat
+template, where there are conversations).
 """
 
 import contextlib

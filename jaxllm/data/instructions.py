@@ -35,7 +35,7 @@ class Instructions:
             (answer,) = self._renderers.ask(template, [None])
             if "error" in answer:
                 raise UserError(
-                    f"data.sources.N.{key} = {template!r:.80}: {answer['error']}; a Jinja template such as "
+                    f"data.sources.N.{key} = {template!r:.80}: {answer['error'].rstrip('.')}; a Jinja template such as "
                     "'{{ question }}' would do"
                 )
 
@@ -69,7 +69,10 @@ class Instructions:
         for key, template in self._templates.items():
             variables = [{k: v for k, v in record.fields.items() if isinstance(k, str)} for record in good]
             for own, record, text in zip(made, good, self._render(key, template, variables), strict=True):
-                own[key] = BadRow(f"{record.where}, {text}") if isinstance(text, UserError) else text
+                if isinstance(text, UserError):
+                    there = f"; it has {', '.join(record.fields)}" if "undefined" in str(text) else ""
+                    text = BadRow(f"{record.where}, {text}{there}")
+                own[key] = text
         documents = iter([self._document(record, own) for record, own in zip(good, made, strict=True)])
         return [each if isinstance(each, UserError) else next(documents) for each in found]
 

@@ -61,7 +61,7 @@ def _tokens(batch: Batch, segment: int, kind: str) -> tuple[np.ndarray, tuple[np
         return batch["encoder_tokens"][batch["encoder_segments"] == segment], (targets, trained)
     if kind == "masked":
         return tokens[:0], (tokens, trained)
-    return tokens[:0], (np.append(tokens[:1], targets), np.append(False, trained))
+    return tokens[:0], (np.append(tokens, targets[-1:]), np.append(False, trained))
 
 
 def runs(tokenizer: Tokenizer, ids: np.ndarray, trained: np.ndarray) -> list[Run]:

@@ -36,7 +36,7 @@ class BadRows:
             more = [f"and {self.count - len(self.first):,} more"] * (self.count > len(self.first))
             raise UserError(
                 "\n  ".join([f"{self.count:,} of {self.of:,} documents cannot be used:", *self.first, *more])
-                + "\nmend them or take them out, or leave them out by --data.skip-bad"
+                + "\nmend them or take them out, or leave them out by --skip-bad"
             )
 
     def joined(self, reason: str) -> "BadRows":

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jaxllm.common.processes import ALONE, Processes
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig, UserError
+from jaxllm.data.chat_tokens import encode_chat
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.loader import Loader
 from jaxllm.models.adapters import virtual_ids
@@ -73,6 +74,9 @@ def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
         )
     for i, prompt in enumerate(config.eval.prompts):
         tokens = 1 + len(corpus.tokenizer.encode(prompt))
+        if corpus.template is not None:
+            asked = [{"role": "user", "content": prompt}]
+            tokens = len(encode_chat(corpus.template, corpus.tokenizer, asked, add_generation_prompt=True))
         if tokens > config.model.max_positions:
             raise UserError(
                 f"eval.prompts.{i} = {prompt!r:.60}: has {tokens} tokens with its beginning; at most "

@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 
 from jaxllm.config import UserError
 from jaxllm.data import rendering
-from jaxllm.data.chat_template import ChatTemplate, load_chat_template
+from jaxllm.data.chat_template import Asked, ChatTemplate, Rendered, load_chat_template
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "chat"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))
@@ -228,6 +229,23 @@ def test_after_a_conversation_without_end_the_next_is_rendered(monkeypatch):
     with pytest.raises(UserError, match="it was stopped"):
         template.render([{"role": "user", "n": 9}])
     assert template.render([{"role": "user", "n": 1}]) == "9"
+
+
+def test_many_are_rendered_in_one_request_and_each_that_ends_the_process_is_told(monkeypatch):
+    monkeypatch.setattr(rendering, "SECONDS", 0)  # the system counts whole ones
+    template = ChatTemplate("{{ 9 ** (messages[0].n ** messages[0].n) }}")
+    found = template.render_each([Asked([{"role": "user", "n": n}]) for n in (1, 9, 0, 9, 1)])
+    assert [each.text if isinstance(each, Rendered) else None for each in found] == ["9", None, "9", None, "9"]
+    assert all("it was stopped" in str(found[i]) for i in (1, 3))
+
+
+def test_threads_render_at_once_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr("jaxllm.data.rendering.os.cpu_count", lambda: 3)
+    template = ChatTemplate("{% for i in range(messages[0].n) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x")
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(lambda _: template.render([{"role": "user", "n": 5}]), range(10)))
+    assert found == ["x"] * 10
+    assert 1 < len(template._renderers._idle) <= 3
 
 
 def test_a_process_that_dies_is_told_and_replaced():

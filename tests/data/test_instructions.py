@@ -73,7 +73,9 @@ def test_a_row_that_a_template_refuses_is_bad_and_those_beside_it_are_not(write,
     assert [contents(found[i])[1] for i in (0, 3)] == ["1", "2"]
     with pytest.raises(BadRow, match=r"rows\.jsonl:2, data\.sources\.N\.completion: .*no element 1"):
         found[1]
-    with pytest.raises(BadRow, match=r"rows\.jsonl:3, data\.sources\.N\.completion: 'answer' is undefined"):
+    with pytest.raises(
+        BadRow, match=r"rows\.jsonl:3, data\.sources\.N\.completion: 'answer' is undefined; it has question"
+    ):
         found[2]
 
 
@@ -261,7 +263,7 @@ def test_bad_rows_are_told_of_together(write, model_path):
     assert "rows.jsonl:2: not JSON" in lines[0]
     assert [line.split(": ")[0].rpartition(":")[2] for line in lines[:5]] == ["2", "3", "4", "5", "6"]
     assert lines[5:] == ["  and 2 more"]
-    assert remedy == "mend them or take them out, or leave them out by --data.skip-bad"
+    assert remedy == "mend them or take them out, or leave them out by --skip-bad"
 
 
 def test_bad_rows_are_left_out_and_counted_if_that_is_asked_for(write, model_path):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from jaxllm.config import UserError
-from jaxllm.data.document import Document
-from jaxllm.data.survey import Split, kept_documents, sample, share_of, survey
+from jaxllm.data.document import BadRow, Document
+from jaxllm.data.survey import BadRows, Split, kept_documents, sample, share_of, survey
 
 
 class Memory:
@@ -153,3 +153,61 @@ def test_pairs_are_told_apart_by_both_texts_and_split_by_the_first():
     assert (found.held_out[::2] == found.held_out[1::2]).all()
     assert found.size[0] == len("in 0out 0")
     assert next(iter(sample([Memory(pairs)], found, 1.0))) in {"".join(pair.parts) for pair in pairs}
+
+
+# Bad documents, and whole tasks
+
+
+class Broken(Memory):
+    def __getitem__(self, index: int) -> Document:
+        if index % 3 == 0:
+            raise BadRow(f"file:{index}: broken")
+        return super().__getitem__(index)
+
+
+def test_bad_documents_are_counted_and_the_first_are_named():
+    sources = [Broken(MANY), Memory({"a": "another"})]
+    with pytest.raises(
+        UserError, match=r"^334 of 1,001 documents cannot be used:\n  file:0: broken\n(.*\n)*  and 329 more"
+    ):
+        survey(sources, Split(0.1))
+    found = survey(sources, Split(0.1), skip_bad=True)
+    assert (found.bad.count, found.bad.of, len(found.bad.first)) == (334, 1001, 5)
+    assert len(found.size) == 667
+    kept = [document.name for _, _, document in kept_documents(sources, found)]
+    assert kept == [name for i, name in enumerate(MANY) if i % 3] + ["a"]
+    with pytest.raises(UserError, match=r"no text \(0 empty documents, 1 bad ones\)"):
+        survey([Broken({"a": "a"})], Split(0.0), skip_bad=True)
+
+
+def test_a_few_bad_documents_are_all_named():
+    bad = BadRows(of=9).joined("one").joined("two")
+    with pytest.raises(UserError) as error:
+        bad.refuse()
+    assert str(error.value).splitlines() == [
+        "2 of 9 documents cannot be used:",
+        "  one",
+        "  two",
+        "mend them or take them out, or leave them out by --skip-bad",
+    ]
+    BadRows(of=9).refuse()
+
+
+def test_a_source_that_cannot_be_read_at_all_stops_it():
+    class Gone(Memory):
+        def __getitem__(self, index: int) -> Document:
+            raise UserError("the file is gone")
+
+    with pytest.raises(UserError, match="the file is gone"):
+        survey([Gone(MANY)], Split(0.1), skip_bad=True)
+
+
+def test_tasks_are_numbered_by_source_and_held_out_whole():
+    first = [Document(f"a:{i}", f"text {i}", task="xy"[i % 2]) for i in range(100)]
+    second = [Document(f"b:{i}", f"other {i}", task="x") for i in range(50)]
+    found = survey([Memory(first), Memory(second)], Split(0.2, [(), ("x",)][::-1]), skip_bad=False)
+    assert found.tasks == [(0, "x"), (0, "y"), (1, "x")]
+    share = [found.held_out[found.task == t].mean() for t in range(3)]
+    assert share[0] == 1
+    assert 0 < share[1] < 0.5
+    assert 0 < share[2] < 0.5
