@@ -118,7 +118,6 @@ class Conversation:
         while True:
             messages = [*self.messages(forgotten), {"role": "user", "content": message}]
             ids = encode_chat(self._template, self._generator.tokenizer, messages, add_generation_prompt=True)
-            ids = self._generator.after_virtual(ids)
             if self._generator.limit(ids, room) == room or forgotten == len(self.turns):
                 break
             forgotten += 1

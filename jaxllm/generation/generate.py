@@ -11,10 +11,12 @@ rows or more takes two thirds of the time; of one row XLA would widen whole matr
 twin. With jax 0.10 a step takes some 5 times as long.
 """
 
+import copy
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -25,6 +27,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxllm.common.trees import Tree
 from jaxllm.config import TransformerConfig, UserError
 from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.generation.adapters import Adapters
 from jaxllm.generation.config import SamplingConfig
 from jaxllm.generation.prefill import padded, power_of_two, prompt_ids, read
 from jaxllm.generation.sampling import Settings, sample, settings_of
@@ -141,24 +144,46 @@ class Generator:
             raise UserError("model.architecture = 'encoder': it cannot generate text; a decoder is needed for that")
         if config.architecture == "encoder_decoder" and config.start_token is None:
             config = replace(config, start_token=tokenizer.pad_id)
-        self.max_length = config.max_positions if max_length is None else max_length
-        if not 0 < self.max_length <= config.max_positions:
-            raise UserError(f"max_length: expected 1 to {config.max_positions} (max_positions), got {max_length}")
+        self._most = config.max_positions if max_length is None else max_length
+        if not virtual < self._most <= config.max_positions:
+            low = virtual + 1
+            raise UserError(f"max_length: expected {low} to {config.max_positions} (max_positions), got {max_length}")
+        self._take_virtual([range(virtual)])
         device = jax.local_devices()[0]
         dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
         self._doubles = device.platform == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
         self.tokenizer = tokenizer
         self.ends = ends
         self.begin = begin
-        self.virtual = virtual
         self.continues = config.architecture == "decoder"
         """A text goes on from its prompt, and shares its room; an encoder's prompt is another text."""
         self.programs: dict[tuple[Any, ...], Any] = {}
         """By name and sizes."""
+        self._programs_with_adapters: dict[tuple[Any, ...], Any] = {}
         self._model = Transformer(config, dtype=dtype)
         # Not `device`, which would leave the type of an array from a mesh of one device as it is: cut by its axes.
         params = jax.device_put(params, SingleDeviceSharding(device))
         self._params = jax.jit(_as_steps_read_them, static_argnums=1)(params, dtype)
+
+    def with_adapters(self, adapters: Adapters, names: Sequence[str | None]) -> "Generator":
+        """The same model, in whose batches each row has the adapter of that name, or none.
+
+        Programs are shared by all that come of one generator, and weights but for the adapters' own.
+
+        Raises:
+            UserError: an adapter that is not among them.
+        """
+        view = copy.copy(self)
+        leaves = adapters.of_rows([*names] * (2 if len(names) == 1 and self._doubles else 1))
+        view._params = adapters.beside(self._params, cast_for_use(leaves, self._model.dtype))
+        view._take_virtual([adapters.virtual[name] for name in names])
+        view.programs = self._programs_with_adapters
+        return view
+
+    def _take_virtual(self, virtual: Sequence[range]) -> None:
+        """Each row's virtual tokens, in turn; what is left for text."""
+        self._virtual = virtual
+        self.max_length = self._most - max(map(len, virtual))
 
     def generate(
         self,
@@ -236,11 +261,7 @@ class Generator:
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of prompts, as `tokens` takes them."""
         config = self._model.config
-        return [self.after_virtual(prompt_ids(config, self.tokenizer, prompt, self.begin)) for prompt in prompts]
-
-    def after_virtual(self, prompt: Sequence[int]) -> list[int]:
-        """The tokens of a prompt, after the virtual ones."""
-        return [*(self._model.config.vocab_size + i for i in range(self.virtual)), *prompt]
+        return [prompt_ids(config, self.tokenizer, prompt, self.begin) for prompt in prompts]
 
     def before(self, prompt: Sequence[int]) -> Sequence[int]:
         """The tokens that the new ones of this row follow."""
@@ -274,10 +295,12 @@ class Generator:
     ) -> Iterator[Any]:
         """What each step of a method shows, until no row may have more. Raises as for `tokens`."""
         self._check(prompts, max_new_tokens)
-        args = *padded(prompts, self.max_length), *inputs
+        size = self._model.config.vocab_size
+        read = [[*(size + i for i in own), *row] for own, row in zip(cycle(self._virtual), prompts, strict=False)]
+        args = *padded(read, self._most), *inputs
         # Of the bucket, not of the longest prompt: prompts of one bucket share both programs.
         most = args[0].shape[1] if self.continues else 1
-        slots = min(power_of_two(most + max_new_tokens - 1), self.max_length)
+        slots = min(power_of_two(most + max_new_tokens - 1), self._most)
         limit = max(self.limit(row, max_new_tokens) for row in prompts)
         return self._run(self._compiled(method, args, slots), args, limit)
 
@@ -315,7 +338,7 @@ class Generator:
                     f"prompt {i} has {len(row)} tokens; expected 1 to {self.max_length}, which is what the model "
                     "reads (max_positions) or the max_length that was set"
                 )
-            if max(row[self.virtual :], default=0) >= (size := self._model.config.vocab_size):
+            if max(row) >= (size := self._model.config.vocab_size):
                 raise UserError(
                     f"prompt {i} has token {max(row)}, but the model's vocabulary has {size}; "
                     "the tokenizer is not its own"

@@ -48,7 +48,7 @@ class Context(NamedTuple):
     """Filled slots of a memory that is cached in its place."""
     backend: Backend = "auto"
     virtual_BT: jax.Array | None = None
-    """Which virtual token stands in a place; -1 where none does. None where there are none at all."""
+    """Which virtual token of `prefix_key` stands in a place; -1 where none does. None where there are none at all."""
     update_dropout: float = 0.0
     """Dropped share of what low-rank updates read."""
 

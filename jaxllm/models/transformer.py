@@ -139,7 +139,8 @@ def decode(
     Args:
         model: is asked for its attributes only.
         params: all of them.
-        tokens_BT: ids; from the size of the vocabulary on those of virtual tokens, where the parameters have some.
+        tokens_BT: ids; from the size of the vocabulary on those of virtual tokens, where the parameters have some:
+            first of those that are embedded, then of those that each layer has keys and values of.
         positions_BT: for RoPE or the learned table; 0, 1, ... (after the cached tokens) when left out.
         segments_BT: tokens attend within their segment only; one segment when left out. Not with a cache.
         cache: keys and values of earlier tokens, from `models/cache.py`.
@@ -151,7 +152,8 @@ def decode(
     positions_BT, segments_BT = _places(tokens_BT, positions_BT, segments_BT, start)
     x_BTD = _embedded(model, "", params, tokens_BT, positions_BT, dropout_key=dropout_key)
     context = _context(model, "", params, positions_BT, Mask(segments_BT, True, prefix_BT), is_cached=cache is not None)
-    context = context._replace(virtual_BT=_virtual(model, tokens_BT))
+    embedded = params["prompt"]["tokens"].shape[-2] if "prompt" in params else 0
+    context = context._replace(virtual_BT=jnp.maximum(_virtual(model, tokens_BT) - embedded, -1))
     if cache is not None:
         context = context._replace(cache_length_B=cache.length)
         if cache.memory is not None:

@@ -82,8 +82,18 @@ def _folded(update: Update, kernel: jax.Array, leaves: Mapping[str, Any]) -> jax
 def magnitudes(update: Update, kernel: jax.Array) -> jax.Array:
     """The norms `[L, *out]` of a kernel's columns, which DoRA begins with: by what the layers divide."""
     L, Q = len(kernel), update.rank
-    kernel_LIO = kernel.reshape(L, update.inputs, -1)
-    none = jnp.zeros((update.inputs, Q)), jnp.zeros((Q, kernel_LIO.shape[-1])), jnp.zeros(Q)
-    return jax.vmap(lambda kernel_IO: column_norms(kernel_IO, *none))(kernel_LIO).reshape(
-        L, *update.kernel.shape[1 + update.kernel.reads :]
-    )
+    rest = update.kernel.shape[1:]
+    none = {
+        "lora_a": jnp.zeros((L, *rest[: update.kernel.reads], Q)),
+        "lora_b": jnp.zeros((L, Q, *rest[update.kernel.reads :])),
+        "lora_scale": jnp.zeros((L, Q)),
+    }
+    return magnitudes_of(update, kernel, none)
+
+
+def magnitudes_of(update: Update, kernel: jax.Array, leaves: Mapping[str, Any]) -> jax.Array:
+    """The norms `[L, *out]` of the columns of an updated kernel."""
+    L, I, Q = len(kernel), update.inputs, update.rank
+    a_LIQ, b_LQO = leaves["lora_a"].reshape(L, I, Q), leaves["lora_b"].reshape(L, Q, -1)
+    norms = jax.vmap(column_norms)(kernel.reshape(L, I, -1), a_LIQ, b_LQO, leaves["lora_scale"])
+    return norms.reshape(L, *update.kernel.shape[1 + update.kernel.reads :])
