@@ -160,6 +160,7 @@ def _import(command: Import, out: Path) -> None:
 
     from jaxllm.common.trees import flatten
     from jaxllm.interop.peft.folder import read_peft
+    from jaxllm.models.adapters import virtual_tokens
     from jaxllm.peft.low_rank import column_norms
     from jaxllm.train.params import Origin, check_base, fingerprint, load_run_params
     from jaxllm.validation import problems, refuse
@@ -173,7 +174,10 @@ def _import(command: Import, out: Path) -> None:
         source, family, model, lambda module: column_norms(model, module, np.asarray(flat[f"{module}/kernel"]))
     )
     tokenizer = replace(base_config.tokenizer, path=str(saved_tokenizer(base)))
-    config = replace(base_config, base=str(base), tokenizer=tokenizer, tuning=tuning)
+    # Rows have as much room for text as the base's had.
+    length = min(model.max_positions, base_config.data.sequence_length + virtual_tokens(tuning))
+    data = replace(base_config.data, sequence_length=length)
+    config = replace(base_config, base=str(base), tokenizer=tokenizer, tuning=tuning, data=data)
     refuse(problems(config))
     save_adapter(out, config, leaves, Origin(info.step, fingerprint(flat)), saved_tokenizer(base))
     count = sum(leaf.size for leaf in leaves.values())

@@ -66,7 +66,7 @@ def save_adapter(
         config: of the run, but for its place.
         leaves: of the adapter by their paths, in float32.
         origin: of its base.
-        tokenizer: of its base.
+        tokenizer: of its base, with the chat template beside it.
 
     Raises:
         UserError: the folder holds something, or cannot be written.
@@ -75,6 +75,7 @@ def save_adapter(
     from jax.sharding import NamedSharding
 
     from jaxllm.common.trees import flatten
+    from jaxllm.data.chat_template import load_chat_template
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.models.adapters import trained_table
     from jaxllm.sharding.mesh import make_mesh
@@ -89,10 +90,11 @@ def save_adapter(
     assert leaves.keys() == table.keys()
     cut = flatten(optimizer_specs(table, one.mesh.zero_stage))
     given = {path: jax.device_put(leaf, NamedSharding(mesh, cut[path])) for path, leaf in leaves.items()}
-    info = Info(step=0, tokens=0, corpus="", tokenizer=load_tokenizer(tokenizer).fingerprint)
+    own = load_tokenizer(tokenizer)
     with whole_folder(out) as writing:
-        create(writing, config, tokenizer)
+        create(writing, config, tokenizer, load_chat_template(tokenizer.parent, own))
         write_origin(writing, origin)
         with Checkpoints(writing) as checkpoints:
+            info = Info(step=0, tokens=0, corpus="", tokenizer=own.fingerprint)
             checkpoints.save(initial_state(one, mesh, given), info)
             checkpoints.wait()

@@ -93,9 +93,8 @@ def test_what_is_exported_for_peft_is_imported_as_the_same(name, kind, base, run
     assert main(["adapter", "import", str(tmp_path / "peft"), str(tmp_path / "back"), "--base", str(base)]) == 0
     close(whole(runs / name), whole(tmp_path / "back"))
     assert read_origin(tmp_path / "back") == read_origin(runs / name)
-    assert load_tokenizer(saved_tokenizer(tmp_path / "back")).encode("for") == load_tokenizer(
-        saved_tokenizer(base)
-    ).encode("for")
+    for file in ("tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"):
+        assert (tmp_path / "back" / file).read_bytes() == (base / file).read_bytes()
 
 
 def test_ranks_that_were_taken_are_not_exported(runs, tmp_path):
@@ -133,6 +132,16 @@ def test_an_imported_adapter_is_a_run_that_can_be_trained_further(base, runs, tm
         state, info = checkpoints.restore(abstract_state(config, make_mesh(config.mesh, jax.devices()[:2])), 0)
     assert (info.step, int(state.step)) == (0, 0)
     close(load_adapter(runs / "lora").leaves, flatten(state.params))
+
+
+def test_rows_of_an_imported_prompt_leave_as_much_room_for_text(base, runs, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["data"]["sequence_length"] = 4
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    run(["export", str(runs / "prompt"), str(tmp_path / "peft")])
+    run(["import", str(tmp_path / "peft"), str(tmp_path / "back"), "--base", str(tmp_path / "base")])
+    assert saved_config(tmp_path / "back").data.sequence_length == 7
 
 
 def test_a_merged_model_needs_no_base_and_is_exported_as_the_run_is(base, runs, tmp_path, capsys):
