@@ -1,6 +1,6 @@
 """Hold adapters against Hugging Face's PEFT, both ways, for tiny models of every family.
 
-    pip install -e .[bench] peft && python tools/check_peft.py
+    pip install -e .[bench] && python tools/check_peft.py
 
 For each case of `tests/interop/adapters.py` PEFT writes an adapter, which is read here, and what is written of it here
 PEFT opens: the logits of both must be ours to 1e-5 of the largest. So must those of adapters of our own (`OWN`), whose

@@ -1,6 +1,6 @@
 """Write tests/fixtures/peft/: adapters of Hugging Face's PEFT and what it computes, so that the tests need no torch.
 
-    pip install -e .[bench] peft && python tools/make_peft_fixtures.py
+    pip install -e .[bench] && python tools/make_peft_fixtures.py
 
 For each case of `tests/interop/adapters.py`: `adapter_config.json`, names and shapes of the tensors beside it, two rows
 of tokens, and the logits at some places. Neither the tensors nor the models are stored. Every run writes the same.
