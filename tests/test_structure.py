@@ -28,6 +28,7 @@ WITHOUT_JAX = [
     *("jaxllm.generation.config", "jaxllm.generation.recommended", "jaxllm.cli.main", "jaxllm.cli.recipe"),
     *(f"jaxllm.cli.{command}" for command in ("train", "generate", "chat", "embed", "import_model", "export_model")),
     *(f"jaxllm.cli.{command}" for command in ("progress", "data", "tokenizer", "model", "plan", "eval")),
+    *(f"jaxllm.cli.{command}" for command in ("adapter", "adapter_runs", "model_folders")),
     *("jaxllm.planning.chips", "jaxllm.planning.topology"),
     *(f"configs.{path.parent.name}.{path.stem}" for path in sorted((ROOT / "configs").glob("*/*.py"))),
 ]

@@ -1,18 +1,14 @@
 """`jaxllm export`: a model folder or a run of ours as others read it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
-from jaxllm.common.json_files import read_json
+from jaxllm.cli.model_folders import check_is_foldable, files_beside, published_config
 from jaxllm.common.paths import user_path
-from jaxllm.config import TransformerConfig, UserError
-
-if TYPE_CHECKING:
-    from jaxllm.interop.families import Family
+from jaxllm.config import UserError
+from jaxllm.train.run_folder import saved_config
 
 GGUF_TYPES = {"float32": "f32", "float16": "f16", "q8_0": "q8_0"}
 
@@ -22,7 +18,7 @@ class Command:
     """Export a model as a Hugging Face folder, or as a GGUF file for llama.cpp."""
 
     model: tyro.conf.Positional[str]
-    """A model folder, or the folder of a run."""
+    """A model folder, or the folder of a run; of one that has trained LoRA, the base with the updates in it."""
     out: tyro.conf.Positional[str]
     """What is made: a folder, or a file whose name ends in `.gguf`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
@@ -57,22 +53,24 @@ def run(argv: list[str]) -> int:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"'{out}' is there already: name another place, or remove it")
 
+    check_is_foldable(folder, saved_config(folder))
+
     import numpy as np
 
     from jaxllm.common.trees import flatten
     from jaxllm.interop.convert import exported
     from jaxllm.interop.gguf.write import write_gguf
-    from jaxllm.interop.huggingface import files_of, write_folder
+    from jaxllm.interop.huggingface import write_folder
     from jaxllm.interop.sentencepiece_files import hugging_face_files
     from jaxllm.interop.verify import verify
     from jaxllm.train.params import load_run_params
 
     config, params, _ = load_run_params(folder, command.step, command.ema)
     arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    family, published = _published_config(folder, config.model, command.family)
+    family, published = published_config(folder, config.model, command.family)
     own = next(iter(arrays.values())).dtype.name
     dtype = command.dtype if command.dtype != "auto" else "float16" if is_gguf else own
-    files = hugging_face_files(files_of(folder), published)
+    files = hugging_face_files(files_beside(folder), published)
     tensors = list(exported(config.model, family, arrays, own if is_gguf else dtype))
     if is_gguf:
         write_gguf(out, published, tensors, files, GGUF_TYPES[dtype])  # type: ignore[arg-type]
@@ -84,26 +82,3 @@ def run(argv: list[str]) -> int:
         return 0
     print(verified := verify(out, config.model, params))
     return 0 if verified.is_sound(is_rounded=dtype != own) else 1
-
-
-def _published_config(folder: Path, model: TransformerConfig, wanted: str | None) -> tuple["Family", Mapping[str, Any]]:
-    """The family to write, and its `config.json`: the one that came with the model, while it still tells its shape."""
-    from jaxllm.data.tokenizer import load_tokenizer
-    from jaxllm.interop.convert import choose_family, named_tensors
-    from jaxllm.interop.families import family_of
-    from jaxllm.interop.settings import Settings
-    from jaxllm.train.run_folder import saved_tokenizer
-
-    source = folder / "source.json"
-    if source.is_file():
-        values = read_json(source, dict)
-        family = family_of(Settings(values, str(source)))
-        names = named_tensors(model, family)
-        if wanted in (None, family.model_type) and family.read(Settings(values, str(source), names)) == model:
-            return family, values
-    tokenizer = load_tokenizer(saved_tokenizer(folder))
-    if model.architecture == "encoder_decoder" and model.start_token is None:
-        model = replace(model, start_token=tokenizer.pad_id)
-    family = choose_family(model, wanted)
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-    return family, {**ids, **family.write(model), "model_type": family.model_type}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from jaxllm.cli.model_folders import SOURCE, save_params
 from jaxllm.cli.progress import Progress
 from jaxllm.common.paths import user_path, whole_folder
 from jaxllm.config import (
@@ -80,7 +81,7 @@ def run(argv: list[str]) -> int:
             print(verified := verify(published.path, conversion.config, params))
             is_sound = verified.is_sound(is_rounded=dtype != conversion.dtype)
         save_config(writing, config)
-        _save_params(writing, params, writing / tokenizer)
+        save_params(writing, params, writing / tokenizer)
     _tell(conversion, params, dtype, out, loaded - began, time.perf_counter() - began)
     return 0 if is_sound else 1
 
@@ -90,7 +91,7 @@ def _copy_files(published: "Published", folder: Path) -> str:
     for name, content in published.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    (folder / "source.json").write_text(json.dumps(dict(published.config), indent=2) + "\n")
+    (folder / SOURCE).write_text(json.dumps(dict(published.config), indent=2) + "\n")
     found = [name for name in TOKENIZERS if name in published.files]
     if not found:
         raise UserError(
@@ -133,16 +134,6 @@ def _mesh(config: RunConfig) -> "Mesh":
         raise UserError(f"--mesh: asks for {wanted} devices, and there are {len(devices)}")
     refuse(list(parameter_mistakes(config, wanted)))
     return make_mesh(config.mesh, devices[:wanted])
-
-
-def _save_params(folder: Path, params: "Tree", tokenizer: Path) -> None:
-    from jaxllm.data.tokenizer import load_tokenizer
-    from jaxllm.train.checkpoint import Checkpoints, Info
-
-    info = Info(step=0, tokens=0, corpus="", tokenizer=load_tokenizer(tokenizer).fingerprint)
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save({"params": params}, info)
-        checkpoints.wait()
 
 
 def _tell(conversion: "Conversion", params: "Tree", dtype: str, out: Path, loading: float, whole: float) -> None:

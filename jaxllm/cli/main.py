@@ -20,6 +20,7 @@ COMMANDS = {
     "embed": ("jaxllm.cli.embed", "embed lines of text"),
     "import": ("jaxllm.cli.import_model", "open a model of Hugging Face or GGUF"),
     "export": ("jaxllm.cli.export_model", "write a model as a Hugging Face folder or a GGUF file"),
+    "adapter": ("jaxllm.cli.adapter", "export, import, merge, combine and show adapters"),
     "chat": ("jaxllm.cli.chat", "talk with the model of a run"),
     "data": ("jaxllm.cli.data", "prepare the data of a recipe and measure its loader"),
     "tokenizer": ("jaxllm.cli.tokenizer", "train a tokenizer"),

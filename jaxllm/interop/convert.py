@@ -249,12 +249,17 @@ def _lost(config: TransformerConfig, family: Family) -> list[str]:
     return [f"{name} = {value!r}" for name, value in before.items() if name not in kept]
 
 
+def is_bare(config: TransformerConfig) -> bool:
+    """Whether a model has no head, whose files leave out the family's prefix."""
+    return config.architecture == "encoder" and not (config.head_transform or config.labels)
+
+
 def exported(
     config: TransformerConfig, family: Family, arrays: Mapping[str, Any], dtype: str
 ) -> Iterator[tuple[str, Tensor, Callable[[], np.ndarray]]]:
     """Each tensor of theirs with how it is made of our parameters, by their paths, on this host."""
     table = parameter_table(config)
-    bare = family.prefix and not (config.head_transform or config.labels or config.architecture != "encoder")
+    bare = is_bare(config)
 
     def make(tensor: Named) -> np.ndarray:
         leaves = [np.asarray(arrays[path][tensor.place]) for path in tensor.rule.paths]

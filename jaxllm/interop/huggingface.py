@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,11 +43,20 @@ def open_folder(folder: Path) -> Published:
 
     def read(name: str) -> np.ndarray:
         path, tensor = places[name]
-        # Opened for each tensor: what is mapped of a file that stays open counts as memory of this process.
-        with _opened(path) as file:
-            return np.asarray(file.get_tensor(name)).view(np.dtype(tensor.dtype))
+        return read_tensor(path, name, tensor)
 
     return Published(folder, config, tensors, read, files_of(folder))
+
+
+def read_tensor(path: Path, name: str, tensor: Tensor) -> np.ndarray:
+    """One tensor of a file of safetensors, which `stored_tensors` tells of.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    # Opened for each tensor: what is mapped of a file that stays open counts as memory of this process.
+    with _opened(path) as file:
+        return np.asarray(file.get_tensor(name)).view(np.dtype(tensor.dtype))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -71,7 +80,7 @@ def _places(folder: Path) -> Iterator[tuple[str, tuple[Path, Tensor]]]:
                 f"have its publisher, or transformers' save_pretrained, write {SINGLE}"
             )
         raise UserError(f"'{folder}' has no weights: neither {SINGLE} nor {INDEX}")
-    for name, tensor in _header(path).items():
+    for name, tensor in stored_tensors(path).items():
         yield name, (path, tensor)
 
 
@@ -86,7 +95,7 @@ def _indexed(folder: Path) -> Iterator[tuple[str, tuple[Path, Tensor]]]:
         path = folder / file
         if not path.is_file():
             raise UserError(f"'{index}' names the file '{file}', which is not there: fetch the rest of the model")
-        there = _header(path)
+        there = stored_tensors(path)
         for name in (name for name, own in wanted.items() if own == file):
             if name not in there:
                 raise UserError(f"'{index}' says that '{file}' holds '{name}', and it does not: fetch both again")
@@ -113,7 +122,12 @@ def _library() -> Any:
     return safetensors
 
 
-def _header(path: Path) -> dict[str, Tensor]:
+def stored_tensors(path: Path) -> dict[str, Tensor]:
+    """What a file of safetensors holds, by name; but for integers, which no parameter is.
+
+    Raises:
+        UserError: the file cannot be read, or has a tensor of a type that is not known.
+    """
     found = {}
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118  it is no dict
@@ -176,7 +190,7 @@ def _write_weights(folder: Path, tensors: list[tuple[str, Tensor, Callable[[], n
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def write_safetensors(path: Path, tensors: list[tuple[str, Tensor, Callable[[], np.ndarray]]]) -> None:
+def write_safetensors(path: Path, tensors: Sequence[tuple[str, Tensor, Callable[[], np.ndarray]]]) -> None:
     """One file: the length of a header of JSON, the header, then the tensors, in one order, without gaps.
 
     (The library itself takes all tensors of a file at once, and copies them.)

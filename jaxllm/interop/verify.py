@@ -1,5 +1,6 @@
 """The same inputs through transformers and through our model."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxllm.common.trees import Tree
 from jaxllm.config import MeshConfig, TransformerConfig, UserError
-from jaxllm.interop.convert import Conversion, load, plan_import
+from jaxllm.interop.convert import Conversion, is_bare, load, plan_import
 from jaxllm.interop.open import open_published
 from jaxllm.models.block import Memory
 from jaxllm.models.heads import head_logits, label_logits
@@ -100,25 +101,26 @@ def inputs(config: TransformerConfig) -> Inputs:
 
 def ours(config: TransformerConfig, params: Tree, given: Inputs) -> np.ndarray:
     """Logits `[B, T, V]`, logits of labels `[B, Z]`, or hidden states `[B, T, D]` of an encoder without a head."""
-    model = Transformer(config)
     params = jax.device_put(params, SingleDeviceSharding(jax.local_devices()[0]))
-
-    def run(params: Tree) -> jax.Array:
-        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        tokens, segments = jnp.asarray(given.tokens_BT), jnp.asarray(given.real_BT, jnp.int32)
-        if config.architecture == "decoder":
-            hidden = decode(model, params, tokens, None, segments).hidden
-        else:
-            hidden = encode(model, params, tokens, None, segments).hidden
-        if config.architecture == "encoder_decoder":
-            hidden = decode(model, params, jnp.asarray(given.written_BT), memory=Memory(hidden, segments)).hidden
-        if config.labels:
-            return label_logits(params, hidden, config)
-        is_bare = config.architecture == "encoder" and not config.head_transform
-        return hidden if is_bare else head_logits(params, hidden, config)
-
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(run)(params))
+        return np.asarray(_outputs(config, params, *given))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(
+    config: TransformerConfig, params: Tree, tokens_BT: jax.Array, real_BT: jax.Array, written_BT: jax.Array
+) -> jax.Array:
+    model, segments_BT = Transformer(config), real_BT.astype(jnp.int32)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    if config.architecture == "decoder":
+        hidden = decode(model, params, tokens_BT, None, segments_BT).hidden
+    else:
+        hidden = encode(model, params, tokens_BT, None, segments_BT).hidden
+    if config.architecture == "encoder_decoder":
+        hidden = decode(model, params, written_BT, memory=Memory(hidden, segments_BT)).hidden
+    if config.labels:
+        return label_logits(params, hidden, config)
+    return hidden if is_bare(config) else head_logits(params, hidden, config)
 
 
 def theirs(path: Path, conversion: Conversion, given: Inputs) -> np.ndarray:

@@ -1,13 +1,13 @@
 """What is trained and what is not, as one tree that a model is called with; and adapters as a part of their base."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxllm.common.trees import Tree, flatten, nest
-from jaxllm.config import RunConfig
+from jaxllm.config import RunConfig, UserError
 from jaxllm.layers.linear import column_norms
 from jaxllm.models.adapters import Update, updates
 
@@ -50,11 +50,41 @@ def folded(config: RunConfig, trained: Tree, base: Tree) -> Tree:
         trained: what it has trained.
         base: all parameters of the model that it began with.
     """
-    own = flatten(base) | flatten(scaled_updates(config, trained))
+    return _with_kernels(config, trained, base, _folded)
+
+
+def unfolded(config: RunConfig, trained: Tree, merged: Tree) -> Tree:
+    """The inverse of `folded` up to rounding, for kernels: without the updates that were folded into them.
+
+    Args:
+        config: of the run.
+        trained: what it has trained.
+        merged: what `folded` gave.
+
+    Raises:
+        UserError: the updates are DoRA's: what a column's norm was is not known any more.
+    """
+    if config.tuning.lora.magnitudes:
+        raise UserError(
+            "tuning.lora.magnitudes = True: DoRA cannot be taken out of its base again; load the base itself"
+        )
+    return _with_kernels(
+        config, trained, merged, lambda update, kernel, leaves: kernel.astype(jnp.float32) - change(update, leaves)
+    )
+
+
+def _with_kernels(
+    config: RunConfig,
+    trained: Tree,
+    params: Tree,
+    make: Callable[[Update, jax.Array, Mapping[str, Any]], jax.Array],
+) -> Tree:
+    """`params` with what else is trained, and with kernels that are made of theirs and the leaves of their updates."""
+    own = flatten(params) | flatten(scaled_updates(config, trained))
     for update in updates(config.model, config.tuning):
         leaves = {name: own.pop(f"{update.module}/{name}") for name in LEAVES if f"{update.module}/{name}" in own}
         kernel = own[f"{update.module}/kernel"]
-        own[f"{update.module}/kernel"] = _folded(update, kernel, leaves).astype(kernel.dtype)
+        own[f"{update.module}/kernel"] = make(update, kernel, leaves).astype(kernel.dtype)
     return nest(own)
 
 

@@ -56,6 +56,15 @@ def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tu
     config, trained, info = load_trained(run_folder, step, ema)
     if not frozen_table(config):
         return config, trained, info
+    return config, folded(config, trained, load_own_base(run_folder, config)), info
+
+
+def load_own_base(run_folder: Path, config: RunConfig) -> Tree:
+    """The parameters that the adapter of a run belongs to, in their own types, on the first device.
+
+    Raises:
+        UserError: they are not what they were, or of another shape than the run's model, or not there.
+    """
     assert config.base is not None
     base_folder = user_path(config.base)
     origin = read_origin(run_folder)
@@ -66,7 +75,7 @@ def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tu
             f"'{run_folder}' is an adapter for another base than what lies in '{base_folder}' now: put back the model "
             "that it was trained on"
         )
-    return config, folded(config, trained, base), info
+    return base
 
 
 def load_trained(run_folder: Path, step: Step = None, ema: bool = True) -> tuple[RunConfig, Tree, Info]:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxllm.common.trees import flatten, nest
-from jaxllm.config import LoraConfig, PromptConfig, RankConfig, RunConfig, TransformerConfig, TuningConfig
+from jaxllm.config import LoraConfig, PromptConfig, RankConfig, RunConfig, TransformerConfig, TuningConfig, UserError
 from jaxllm.models.adapters import adapter_table, trained_table, updates
 from jaxllm.models.heads import head_logits
 from jaxllm.models.presets import SMOLLM2_135M
 from jaxllm.models.transformer import Transformer, decode, initial
-from jaxllm.peft.merge import change, effective, folded, scaled_updates
+from jaxllm.peft.merge import change, effective, folded, scaled_updates, unfolded
 from jaxllm.peft.start import starts
 from tests.models.small import parameters
 
@@ -100,6 +100,21 @@ def test_the_paper_s_adapters_have_the_paper_s_size():
         assert sum(leaf.size for leaf in adapter_table(SMOLLM2_135M, tuning).values()) == size
     prompt = TuningConfig(method="prompt", prompt=PromptConfig(length=20))
     assert sum(leaf.size for leaf in adapter_table(SMOLLM2_135M, prompt).values()) == 11_520
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora"])
+def test_an_adapter_is_taken_out_of_its_base_again(name):
+    config, base = RunConfig(base="base", model=LLAMA, tuning=LOW_RANK[name]), parameters(LLAMA)
+    adapter = moved(begun(config, base))
+    again = unfolded(config, adapter, folded(config, adapter, base))
+    assert set(flatten(again)) == set(flatten(base))
+    np.testing.assert_allclose(logits_of_base(LLAMA, again), logits_of_base(LLAMA, base), atol=1e-5)
+
+
+def test_magnitudes_are_not_taken_out_again():
+    config, base = RunConfig(base="base", model=LLAMA, tuning=LOW_RANK["dora"]), parameters(LLAMA)
+    with pytest.raises(UserError, match=r"magnitudes = True: DoRA cannot be taken out"):
+        unfolded(config, begun(config, base), base)
 
 
 def test_scales_and_ranks_may_differ_by_module():
