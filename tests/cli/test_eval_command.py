@@ -29,6 +29,18 @@ ROWS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def scored_by_one(monkeypatch, programs={}):  # noqa: B006  shared on purpose
+    """Scorers of one model share their programs."""
+
+    def sharing(scorer, config, *args, init=Scorer.__init__):
+        init(scorer, config, *args)
+        own = {name: getattr(scorer, name) for name in ("_read", "_read_contexts", "_go_on", "_head")}
+        scorer.__dict__.update(programs.setdefault((config, *args[1:]), own))
+
+    monkeypatch.setattr(Scorer, "__init__", sharing)
+
+
 @pytest.fixture
 def rows(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
