@@ -145,6 +145,9 @@ def test_a_text_is_measured_by_its_likelihood(random_folder, tmp_path, capsys): 
     [
         ([], r"give one of FILE\.\.\., --text and --harness; got none"),
         (["{rows}", "--text", "t.txt"], r"give one of FILE\.\.\., --text and --harness; got FILE and --text"),
+        (["{rows}", "--window", "8"], "--window: has no meaning with FILE, but with --text"),
+        (["--text", "{rows}", "--few-shot", "1"], "--few-shot: has no meaning with --text, but with FILE or --harness"),
+        (["--harness", ","], "--harness: name at least one task"),
         (["{rows}", "--limit", "0"], "--limit: expected 1 or more, got 0"),
         (["{rows}", "--few-shot", "-1"], "--few-shot: expected 0 or more, got -1"),
         (["{rows}", "--few-shot", "2"], "--few-shot 2: task 'animals' has 2 rows, of which one is the question"),
