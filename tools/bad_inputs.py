@@ -246,6 +246,13 @@ def run_cases() -> Iterator[Case]:
     yield "prompt longer than the positions", lambda: ["generate", "run", "def class " * 60]
     yield "sampling setting out of its range", lambda: ["generate", "run", "def", "--top-p", "1.5"]
     yield "seed that is negative", lambda: ["generate", "run", "def", "--seed", "-1"]
+    row = '{"prompt": "def", "answer": "x"}\n'
+    evaluation = ("eval", "run", "rows.jsonl", "--max-new-tokens", "2")
+    yield "evaluation of a row without a prompt", file("rows.jsonl", row + '{"text": "def"}\n', *evaluation)
+    yield "evaluation of rows that are not JSON", file("rows.jsonl", "{bad\n", *evaluation)
+    yield "evaluation by a metric of choices", file("rows.jsonl", row, *evaluation, "--metrics", "acc")
+    yield "evaluation beside other results", file("rows.jsonl", row, *evaluation, "--compare", "run/config.json")
+    yield "evaluation of an empty text", file("none.txt", "", "eval", "run", "--text", "none.txt")
     yield "imported model on a full disk", mounted("size=64k", "import", "hf", "small/ours")
     yield "imported model on a read-only disk", mounted("ro", "import", "hf", "small/ours")
     yield "exported model on a full disk", mounted("size=16k", "export", "run", "small/hf")

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.prompts import Prompts
     from jaxllm.evaluation.results import Kept, Tasks
 
+OF = {
+    **dict.fromkeys(("metrics", "max_new_tokens", "stop", "tasks"), ("FILE",)),
+    **dict.fromkeys(("chat", "system", "few_shot", "limit", "seed", "batch"), ("FILE", "--harness")),
+    **dict.fromkeys(("field", "window", "stride"), ("--text",)),
+    "harness_path": ("--harness",),
+}
+"""Options that have a meaning in some of the ways of evaluation only."""
+
 Metric = Literal["exact", "f1", "rougeL", "number", "acc", "acc_norm", "acc_bytes", "acc_pmi"]
 
 
@@ -115,9 +123,14 @@ def run(argv: list[str]) -> int:
 
 def _check(command: Command) -> None:
     ways = {"FILE": bool(command.files), "--text": command.text is not None, "--harness": command.harness is not None}
-    if sum(ways.values()) != 1:
-        given = " and ".join(name for name, is_given in ways.items() if is_given) or "none"
-        raise UserError(f"give one of FILE..., --text and --harness; got {given}")
+    given = [name for name, is_given in ways.items() if is_given]
+    if len(given) != 1:
+        raise UserError(f"give one of FILE..., --text and --harness; got {' and '.join(given) or 'none'}")
+    for name, of in OF.items():
+        if given[0] not in of and getattr(command, name) != getattr(Command, name):
+            raise UserError(f"--{name.replace('_', '-')}: has no meaning with {given[0]}, but with {' or '.join(of)}")
+    if command.harness is not None and not command.harness.strip(","):
+        raise UserError("--harness: name at least one task")
     for name, least in {"few_shot": 0, "max_new_tokens": 1, "limit": 1, "batch": 1}.items():
         value = getattr(command, name)
         if value is not None and value < least:

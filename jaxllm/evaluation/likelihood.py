@@ -77,12 +77,13 @@ class _Family(NamedTuple):
 class Scorer:
     """Scores continuations with one decoder. Programs are compiled when first needed, and kept."""
 
-    def __init__(self, config: TransformerConfig, params: Tree, dtype: Any = None):
+    def __init__(self, config: TransformerConfig, params: Tree, dtype: Any = None, virtual: int = 0):
         """
         Args:
             config: the model's shape.
             params: its parameters; they are copied onto the first local device.
             dtype: of weights and products; none means float32 on CPU and bfloat16 elsewhere.
+            virtual: virtual tokens that the parameters have, and every context begins with.
 
         Raises:
             UserError: the model is no decoder.
@@ -91,8 +92,9 @@ class Scorer:
             raise UserError(f"model.architecture = '{config.architecture}': likelihoods are of texts of a decoder")
         device = jax.local_devices()[0]
         dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
-        self.most = config.max_positions
-        """Tokens that the model reads at once."""
+        self.most = config.max_positions - virtual
+        """Tokens of a text that the model reads at once."""
+        self._virtual = range(config.vocab_size, config.vocab_size + virtual)
         self._at_once = tokens_at_once(device.platform)
         self._slots = SLOTS.get(device.platform, SLOTS_ELSEWHERE)
         self._chunk = HEAD_CHUNK.get(device.platform, HEAD_CHUNK_ELSEWHERE)
@@ -111,7 +113,8 @@ class Scorer:
         Raises:
             UserError: a request without a token, with more than the model reads, or with a token that it does not have.
         """
-        _check(requests, self._config)
+        _check(requests, self._config, self.most)
+        requests = [Request([*self._virtual, *context], continuation) for context, continuation in requests]
         sums, is_greedy, done = np.zeros(len(requests)), np.ones(len(requests), bool), 0
         for (numbers, log_probs, hits), _ in pairwise(chain(self._running(requests), (None,))):  # one late
             n = len(numbers)
@@ -172,12 +175,12 @@ class Scorer:
             yield numbers, *self._head(self._params, hidden, *places)
 
 
-def _check(requests: Sequence[Request], config: TransformerConfig) -> None:
+def _check(requests: Sequence[Request], config: TransformerConfig, most: int) -> None:
     for number, (context, continuation) in enumerate(requests, 1):
         if not context or not continuation:
             raise UserError(f"request {number}: a context and a continuation have at least one token each")
-        if (read := len(context) + len(continuation) - 1) > config.max_positions:
-            raise UserError(f"request {number} has {read} tokens to read; the model reads {config.max_positions}")
+        if (read := len(context) + len(continuation) - 1) > most:
+            raise UserError(f"request {number} has {read} tokens to read; the model reads {most}")
         if (largest := max(*context, *continuation)) >= config.vocab_size:
             raise UserError(
                 f"request {number} has token {largest}, but the model's vocabulary has {config.vocab_size}; the "

@@ -15,6 +15,7 @@ from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.evaluation.likelihood import Scorer
 from jaxllm.generation.generate import Generator
 from jaxllm.generation.recommended import recommended
+from jaxllm.models.adapters import virtual_tokens
 from jaxllm.train.params import load_run_params
 from jaxllm.train.run_folder import saved_config, saved_tokenizer
 
@@ -52,7 +53,7 @@ class Model:
         Raises:
             UserError: the model is no decoder.
         """
-        return Scorer(self.config.model, self.params, self.dtype)
+        return Scorer(self.config.model, self.params, self.dtype, virtual_tokens(self.config.tuning))
 
     @cached_property
     def generator(self) -> Generator:
@@ -61,8 +62,8 @@ class Model:
         Raises:
             UserError: the model is but an encoder.
         """
-        begin = self.config.tokenizer.begins_prompts
-        return Generator(self.config.model, self.params, self.tokenizer, ends=self.ends, begin=begin, dtype=self.dtype)
+        options: Any = {"begin": self.config.tokenizer.begins_prompts, "virtual": virtual_tokens(self.config.tuning)}
+        return Generator(self.config.model, self.params, self.tokenizer, ends=self.ends, dtype=self.dtype, **options)
 
 
 def open_model(

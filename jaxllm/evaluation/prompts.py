@@ -57,12 +57,11 @@ class Prompts:
         else:
             context = self._chat(row)
             pairs = [(context, self._said(choice)) for choice in row.choices]
-        # All choices of a question follow the same tokens, which can then be read once.
         room = self._most + 1 - max(len(ids) for _, ids in pairs)
         if room < 1 or not all(ids for _, ids in pairs):
             raise UserError(f"{row.name}: a choice has no token, or more than the model reads ({self._most})")
-        contexts = {tuple(context): self._fitted(context, room) for context, _ in pairs}
-        return [Request(contexts[tuple(context)], ids) for context, ids in pairs]
+        context = self._fitted(pairs[0][0], room)  # the same for all, which is then read once
+        return [Request(context, ids) for _, ids in pairs]
 
     def alone(self, requests: Sequence[Request]) -> list[Request]:
         """The same choices after nothing but the token that begins a text."""
