@@ -1,7 +1,7 @@
 """`jaxllm generate`: continues prompts, or answers them, with the model of a run."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from jaxllm.common.paths import user_path
-from jaxllm.config import UserError
+from jaxllm.config import RunConfig, UserError
 from jaxllm.generation.config import BeamConfig, SamplingConfig
 from jaxllm.generation.recommended import SEARCH, Recommended, recommended
 
 if TYPE_CHECKING:
+    from jaxllm.common.trees import Tree
     from jaxllm.generation.generate import Generation, Generator
 
 T = TypeVar("T")
+
+Choose = Callable[[Sequence[int]], "Generator"]
 
 SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95)
 
@@ -49,6 +52,9 @@ class Command:
     """Of each prompt's first continuation; the next ones take the seeds that follow."""
     batch: int = 8
     """Texts that are generated at once. In float32, what they are does not depend on it."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The folder of a run that has trained an adapter of this model: one for all prompts, or one for each of them
+    (`none` for a prompt without)."""
     step: int | Literal["best"] | None = None
     """The checkpoint, or the one with the lowest held-out loss; none means the latest."""
     ema: bool = True
@@ -73,6 +79,10 @@ def run(argv: list[str]) -> int:
     if not 0 <= command.seed <= 2**32 - command.samples:
         raise UserError(f"--seed: expected 0 to {2**32 - command.samples}, got {command.seed}")
     prompts = [_text(prompt, i) for i, prompt in enumerate(command.prompts or ("",), 1)]
+    if (given := len(command.adapter)) not in (0, 1, len(prompts)):
+        raise UserError(f"--adapter: expected one, or one for each of {len(prompts)} prompts; got {given}")
+    if command.adapter and search:
+        raise UserError("--adapter: --beams searches with one model; `jaxllm adapter merge` makes one")
 
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.generate import Generator
@@ -94,15 +104,33 @@ def run(argv: list[str]) -> int:
         virtual=virtual_tokens(config.tuning),
         dtype=None if command.dtype == "auto" else command.dtype,
     )
+    choose = _chooser(generator, config, params, command.adapter)
     del params
-    generator.check(prompts, command.max_new_tokens, command.stop)
+    choose(range(len(prompts))).check(prompts, command.max_new_tokens, command.stop)
     if search is not None:
         _print_best(generator, prompts, command, search)
     elif len(prompts) * command.samples == 1:
-        _stream(generator, prompts[0], command)
+        _stream(choose([0]), prompts[0], command)
     else:
-        _list(generator, prompts, command)
+        _list(choose, prompts, command)
     return 0
+
+
+def _chooser(generator: "Generator", config: RunConfig, params: "Tree", folders: Sequence[str]) -> Choose:
+    """Gives the generator for rows that continue the prompts of these numbers.
+
+    Raises:
+        UserError: a folder that holds no adapter of this model.
+    """
+    if not folders:
+        return lambda numbers: generator
+    from jaxllm.generation.adapters import Adapters
+    from jaxllm.train.params import load_adapter
+
+    given = {folder: load_adapter(user_path(folder), params) for folder in dict.fromkeys(folders) if folder != "none"}
+    adapters = Adapters(config.model, params, given)
+    names = [None if folder == "none" else folder for folder in folders]
+    return lambda numbers: generator.with_adapters(adapters, [names[n % len(names)] for n in numbers])
 
 
 def with_recommended(kind: type[T], argv: list[str], prog: str) -> tuple[T, Recommended]:
@@ -179,11 +207,12 @@ def _stream(generator: "Generator", prompt: str, command: Command) -> None:
     _report(made)
 
 
-def _list(generator: "Generator", prompts: Sequence[str], command: Command) -> None:
+def _list(choose: Choose, prompts: Sequence[str], command: Command) -> None:
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(command.samples)]
     for start in range(0, len(rows), command.batch):
         batch = rows[start : start + command.batch]
         full = batch + batch[-1:] * (command.batch - len(batch)) if start else batch  # which reuses the programs
+        generator = choose([number for number, _ in full])
         made = generator.generate(
             [prompts[number] for number, _ in full],
             command.max_new_tokens,

@@ -59,6 +59,21 @@ def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tu
     return config, folded(config, trained, load_own_base(run_folder, config)), info
 
 
+def load_adapter(run_folder: Path, base: Tree) -> tuple[RunConfig, Tree]:
+    """What a run has trained beside `base`, and its configuration.
+
+    Raises:
+        UserError: the run has no adapter, or one for other parameters.
+    """
+    config, trained, _ = load_trained(run_folder)
+    if not frozen_table(config):
+        raise UserError(f"the run in '{run_folder}' has trained all of its parameters, and is no adapter")
+    origin = read_origin(run_folder)
+    if origin is not None and origin.fingerprint not in ("", fingerprint(flatten(base))):
+        raise UserError(f"'{run_folder}' is an adapter for another base, the model in '{config.base}'")
+    return config, trained
+
+
 def load_own_base(run_folder: Path, config: RunConfig) -> Tree:
     """The parameters that the adapter of a run belongs to, in their own types, on the first device.
 

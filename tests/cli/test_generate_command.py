@@ -12,20 +12,24 @@ from jaxllm.cli.generate import SAMPLING, run
 from jaxllm.cli.main import main
 from jaxllm.config import (
     DataConfig,
+    LoraConfig,
     ObjectiveConfig,
     RunConfig,
     SourceConfig,
     TokenizerConfig,
     TransformerConfig,
+    TuningConfig,
     UserError,
 )
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.generation import beam
 from jaxllm.generation.generate import Generator
+from jaxllm.models.adapters import trained_table
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import initial
 from jaxllm.train.checkpoint import Checkpoints, Info
+from jaxllm.train.params import Origin, write_origin
 from jaxllm.train.run_folder import create
 from jaxllm.train.state import State
 
@@ -246,3 +250,50 @@ def test_an_unknown_option_names_the_nearest(folder, capsys):
         run([str(folder), "the", "--temperatur", "1"])
     assert caught.value.code == 2
     assert "--temperature" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def adapter(folder, tmp_path_factory):
+    """A run that has trained LoRA on that model."""
+    made = tmp_path_factory.mktemp("adapter") / "lora"
+    tuning = TuningConfig(method="lora", lora=LoraConfig(rank=2))
+    config = RunConfig(base=str(folder), model=MODEL, tuning=tuning, **FITTING)
+    create(made, config, folder / "tokenizer.model")
+    drawn = initial(jax.random.key(5), trained_table(config))
+    trained = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(6), x.shape), drawn)
+    with Checkpoints(made) as checkpoints:
+        pieces = load_tokenizer(folder / "tokenizer.model").fingerprint
+        checkpoints.save({"params": trained}, Info(step=1, tokens=1, corpus="text", tokenizer=pieces))
+        checkpoints.wait()
+    return made
+
+
+def test_each_prompt_may_have_an_adapter_of_its_own(folder, adapter, capsys):
+    both = output(capsys, folder, "the quick", "brown fox", "--adapter", adapter, "--adapter", "none").out
+    alone = [output(capsys, run, prompt).out for run, prompt in ((adapter, "the quick"), (folder, "brown fox"))]
+    labels = [f"=== prompt {n} of 2, sample 1 of 1\n" for n in (1, 2)]
+    assert both == "".join(label + text for label, text in zip(labels, alone, strict=True))
+    assert alone[0] != output(capsys, folder, "the quick").out
+    assert output(capsys, folder, "the quick", "--adapter", adapter).out == alone[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["a", "b", "c", "--adapter", "{}", "--adapter", "none"], "expected one, or one for each of 3 prompts; got 2"),
+        (["a", "--adapter", "{}", "--beams", "2"], "`jaxllm adapter merge` makes one"),
+        (["a", "--adapter", "{base}"], "has trained all of its parameters, and is no adapter"),
+    ],
+)
+def test_adapters_that_will_not_do_are_named(folder, adapter, more, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run([str(folder), *(word.format(adapter, base=folder) for word in more)])
+
+
+def test_an_adapter_of_another_base_is_refused(folder, adapter, tmp_path):
+    other = shutil.copytree(adapter, tmp_path / "other")
+    write_origin(other, Origin(2, "0123456789abcdef"))
+    with pytest.raises(UserError, match="is an adapter for another base"):
+        run([str(folder), "a", "--adapter", str(other)])
+    with pytest.raises(UserError, match="is an adapter for another base"):
+        run([str(other), "a"])
