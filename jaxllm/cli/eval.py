@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from jaxllm.evaluation.model import Model
     from jaxllm.evaluation.prompts import Prompts
     from jaxllm.evaluation.results import Kept, Tasks
+    from jaxllm.evaluation.rows import Row
 
 OF = {
-    **dict.fromkeys(("metrics", "max_new_tokens", "stop", "tasks"), ("FILE",)),
-    **dict.fromkeys(("chat", "system", "few_shot", "limit", "seed", "batch"), ("FILE", "--harness")),
+    **dict.fromkeys(("metrics", "max_new_tokens", "stop", "tasks"), ("FILE", "--held-out")),
+    **dict.fromkeys(("chat", "system", "few_shot", "limit", "seed", "batch"), ("FILE", "--held-out", "--harness")),
     **dict.fromkeys(("field", "window", "stride"), ("--text",)),
     "harness_path": ("--harness",),
 }
@@ -31,8 +32,8 @@ Metric = Literal["exact", "f1", "rougeL", "number", "acc", "acc_norm", "acc_byte
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Evaluate a model: on rows of files, by the likelihood of a text (`--text`), or on tasks of lm-eval
-    (`--harness`).
+    """Evaluate a model: on rows of files, on what a recipe holds out (`--held-out`), by the likelihood of a text
+    (`--text`), or on tasks of lm-eval (`--harness`).
 
     A row of JSON lines or Parquet has a `prompt`, a text or messages, and a `completion`, `answer` or `references`;
     with `choices` the likeliest is chosen. Rows with the same `task` are measured together.
@@ -42,6 +43,8 @@ class Command:
     """The folder of a run, or a model folder."""
     files: tyro.conf.Positional[tuple[str, ...]] = ()
     """Rows: .jsonl, .jsonl.gz or .parquet, folders or globs of such."""
+    held_out: str | None = None
+    """A recipe or a run: its held-out conversations are the rows, and what the assistant says last is right."""
     metrics: tuple[Metric, ...] = ()
     """exact, f1 (both as SQuAD), rougeL and number (the last one) of texts that the model writes; acc, acc_norm (by
     character), acc_bytes and acc_pmi (by what the question adds) of choices. None means acc and acc_norm for rows with
@@ -104,7 +107,7 @@ def run(argv: list[str]) -> int:
     before = {name: load(user_path(name)) for name in command.compare}
     dtype = None if command.dtype == "auto" else command.dtype
     began = time.perf_counter()
-    if command.files:
+    if command.files or command.held_out is not None:
         about, tasks = _of_rows(command, dtype)
     else:
         chat = False if command.text is not None else command.chat
@@ -122,10 +125,10 @@ def run(argv: list[str]) -> int:
 
 
 def _check(command: Command) -> None:
-    ways = {"FILE": bool(command.files), "--text": command.text is not None, "--harness": command.harness is not None}
-    given = [name for name, is_given in ways.items() if is_given]
+    ways = {"FILE": command.files, "--held-out": command.held_out, "--text": command.text, "--harness": command.harness}
+    given = [name for name, value in ways.items() if value not in ((), None)]
     if len(given) != 1:
-        raise UserError(f"give one of FILE..., --text and --harness; got {' and '.join(given) or 'none'}")
+        raise UserError(f"give one of FILE..., --held-out, --text and --harness; got {' and '.join(given) or 'none'}")
     for name, of in OF.items():
         if given[0] not in of and getattr(command, name) != getattr(Command, name):
             raise UserError(f"--{name.replace('_', '-')}: has no meaning with {given[0]}, but with {' or '.join(of)}")
@@ -149,9 +152,9 @@ def _of_rows(command: Command, dtype: str | None) -> tuple[dict[str, Any], "Task
     from jaxllm.evaluation.model import open_model
     from jaxllm.evaluation.prompts import BETWEEN, Prompts
     from jaxllm.evaluation.results import Kept, rows_path
-    from jaxllm.evaluation.rows import Examples, chosen_rows, read_rows
+    from jaxllm.evaluation.rows import Examples, chosen_rows
 
-    there = read_rows(command.files)
+    there = _rows(command)
     rows = chosen_rows(there, command.tasks, command.limit)
     jobs = jobs_of(rows, command.metrics)
     examples = Examples(there, command.few_shot or 0, command.seed)
@@ -174,6 +177,17 @@ def _of_rows(command: Command, dtype: str | None) -> tuple[dict[str, Any], "Task
         most = model.config.model.max_positions
         print(f"[{prompts.cut:,} prompts lost their beginning: the model reads {most:,} tokens]", file=sys.stderr)
     return {"model": model.name, "fingerprint": model.fingerprint, "chat": model.template is not None}, tasks
+
+
+def _rows(command: Command) -> "list[Row]":
+    if command.held_out is None:
+        from jaxllm.evaluation.rows import read_rows
+
+        return read_rows(command.files)
+    from jaxllm.cli.recipe import load_run
+    from jaxllm.evaluation.held_out import held_out_rows
+
+    return held_out_rows(load_run([command.held_out], "jaxllm eval --held-out").data, progress=True)
 
 
 def _answer(command: Command, model: "Model", prompts: "Prompts", kept: "Kept", stop: Sequence[str]) -> None:

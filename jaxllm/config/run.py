@@ -41,6 +41,8 @@ class OptimizerConfig:
     """Decay of the second moment (Lion: of the momentum). Adafactor's follows from the step."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the first moment. (The second stays float32: of a slow average bfloat16 loses each small change.)"""
+    parameter_scaling: bool = True
+    """Adafactor's steps are relative to the root mean square of the parameter; other kinds do not read it."""
     eps: float = 1e-8
     """Added to the root of the second moment; Adafactor and Lion do not read it."""
     weight_decay: float = 0.1
@@ -109,7 +111,7 @@ class EvalConfig:
     tasks: bool = True
     """Where there are several tasks, measure each before training and after it (`tasks.jsonl`, `tasks.png`)."""
     task_rows: int = 8
-    """Held-out rows of each task that this reads, at most."""
+    """Held-out rows of each task that this reads, at most, and no more than `max_tokens` in all; but one of each."""
     prompts: tuple[str, ...] = ("def ", "import ", "class ")
     """Continued and printed at the end of the run."""
     sample_tokens: int = 64

@@ -73,7 +73,7 @@ class Evaluator:
         self._rows = config.train.batch_size // config.train.accumulate
         self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
         self._own = own_rows(mesh, self._rows)
-        self._task_rows = config.eval.task_rows
+        self._task_rows, self._most_tokens = config.eval.task_rows, config.eval.max_tokens
         model, chunk = make_model(config), config.train.loss_chunk
 
         def sums(params: Tree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -99,9 +99,11 @@ class Evaluator:
 
         None, when it was stopped.
         """
+        tasks = len(self._loader.corpus.tasks)
+        rows = max(1, min(self._task_rows, self._most_tokens // (tasks * self._loader.sequence_length)))
         found: list[HeldOut | None] = []
-        for task in range(len(self._loader.corpus.tasks)):
-            result = self._sum(params, self._loader.task_batches(task, self._task_rows, self._rows, self._own))
+        for task in range(tasks):
+            result = self._sum(params, self._loader.task_batches(task, rows, self._rows, self._own))
             found.append(result if result.tokens else None)
         return None if self._stop() else found
 

@@ -55,12 +55,13 @@ def _scale(config: OptimizerConfig, table: dict[str, Param]) -> optax.GradientTr
     if config.kind == "lion":
         return optax.scale_by_lion(config.b1, config.b2, mu_dtype=config.momentum_dtype)
     if config.kind == "adafactor":  # 1804.04235 with its update clipping, steps relative to the parameter's size
-        return optax.chain(optax.scale_by_factored_rms(), _relative_to_matrices(table))
+        return optax.chain(optax.scale_by_factored_rms(), _clipped_matrices(table, config.parameter_scaling))
     return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
 
 
-def _relative_to_matrices(table: dict[str, Param]) -> optax.GradientTransformation:
-    """Each matrix's update clipped to a root mean square of 1 and multiplied by the matrix's own, at least 1e-3.
+def _clipped_matrices(table: dict[str, Param], is_relative: bool) -> optax.GradientTransformation:
+    """Each matrix's update clipped to a root mean square of 1, and multiplied by the matrix's own, at least 1e-3, if
+    steps are relative to that.
 
     `optax.clip_by_block_rms` and `scale_by_param_block_rms` do so for whole leaves, in which all layers are stacked.
     """
@@ -71,7 +72,8 @@ def _relative_to_matrices(table: dict[str, Param]) -> optax.GradientTransformati
         def rms(x: jax.Array) -> jax.Array:
             return jnp.sqrt(jnp.mean(x * x, axes, keepdims=True))
 
-        return update / jnp.maximum(1.0, rms(update)) * jnp.maximum(1e-3, rms(param))
+        clipped = update / jnp.maximum(1.0, rms(update))
+        return clipped * jnp.maximum(1e-3, rms(param)) if is_relative else clipped
 
     return optax.stateless(lambda updates, params: map_with_path(leaf, updates, params))
 

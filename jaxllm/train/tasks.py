@@ -49,6 +49,8 @@ class Forgetting:
         Raises:
             UserError: the folder cannot be written.
         """
+        if self._is_wanted:
+            self._report.say(f"measuring the held-out loss of each of {len(self._names)} tasks, {when} training")
         results = self._evaluator.tasks(params) if self._is_wanted else None
         if results is None or not writes:
             return

@@ -143,10 +143,16 @@ def test_a_text_is_measured_by_its_likelihood(random_folder, tmp_path, capsys): 
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        ([], r"give one of FILE\.\.\., --text and --harness; got none"),
-        (["{rows}", "--text", "t.txt"], r"give one of FILE\.\.\., --text and --harness; got FILE and --text"),
+        ([], r"give one of FILE\.\.\., --held-out, --text and --harness; got none"),
+        (
+            ["{rows}", "--text", "t.txt"],
+            r"give one of FILE\.\.\., --held-out, --text and --harness; got FILE and --text",
+        ),
         (["{rows}", "--window", "8"], "--window: has no meaning with FILE, but with --text"),
-        (["--text", "{rows}", "--few-shot", "1"], "--few-shot: has no meaning with --text, but with FILE or --harness"),
+        (
+            ["--text", "{rows}", "--few-shot", "1"],
+            "--few-shot: has no meaning with --text, but with FILE or --held-out or --harness",
+        ),
         (["--harness", ","], "--harness: name at least one task"),
         (["{rows}", "--limit", "0"], "--limit: expected 1 or more, got 0"),
         (["{rows}", "--few-shot", "-1"], "--few-shot: expected 0 or more, got -1"),

@@ -1,0 +1,43 @@
+"""Llama 2 7B with LoRA on all linear maps of its blocks, on one node of 8 GPUs.
+
+    jaxllm plan configs/lora/llama2_7b.py --topology h100:8
+    jaxllm train configs/lora/llama2_7b.py
+
+Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama
+2 7B into `models/llama-2-7b`. Name others with --data.sources.0.path and --base.
+Hardware: 8 GPUs of 24 GB or more; the base is kept in bfloat16, cut over all of them.
+Result: not trained; `jaxllm plan` holds it against the memory of the node.
+"""
+
+from jaxllm.config import (
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    SourceConfig,
+    TrainConfig,
+    TuningConfig,
+)
+from jaxllm.models.presets import LLAMA2_7B
+
+
+def recipe() -> RunConfig:
+    """The run: 16 rows of 4,096 tokens a step, 2 on each device."""
+    return RunConfig(
+        name="llama2_7b_lora",
+        base="models/llama-2-7b",
+        model=LLAMA2_7B,
+        data=DataConfig(
+            sources=(SourceConfig(kind="jsonl", path="data/instructions", format="auto"),), sequence_length=4096
+        ),
+        objective=ObjectiveConfig(kind="sft"),
+        tuning=TuningConfig(method="lora", lora=LoraConfig(rank=16, alpha=32.0, dropout=0.05), base_dtype="bfloat16"),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-4, weight_decay=0.0, schedule=ScheduleConfig(kind="cosine", warmup_steps=50)
+        ),
+        train=TrainConfig(steps=2000, batch_size=16, remat="attention", loss_chunk=4096),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )

@@ -1,0 +1,29 @@
+"""Llama 3 70B with LoRA on all linear maps of its blocks, on a slice of 64 TPU v5p chips.
+
+    jaxllm plan configs/lora/llama3_70b.py --topology v5p:4x4x4
+    jaxllm train configs/lora/llama3_70b.py
+
+Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama
+3 70B into `models/llama-3-70b`. Name others with --data.sources.0.path and --base.
+Hardware: 64 TPU v5p chips; the base is kept in bfloat16, cut over all of them.
+Result: not trained; `jaxllm plan` holds it against the memory of the slice.
+"""
+
+from dataclasses import replace
+
+from configs.lora import llama2_7b
+from configs.scale.llama3_70b import LLAMA3_70B
+from jaxllm.config import RunConfig
+
+
+def recipe() -> RunConfig:
+    """The run: a row of 8,192 tokens on each chip."""
+    run = llama2_7b.recipe()
+    return replace(
+        run,
+        name="llama3_70b_lora",
+        base="models/llama-3-70b",
+        model=LLAMA3_70B,
+        data=replace(run.data, sequence_length=8192),
+        train=replace(run.train, batch_size=64, remat="full"),
+    )

@@ -1,0 +1,23 @@
+"""The tasks of `configs/sft/smollm2_multitask.py` with LoRA of rank 8 on all linear maps of the blocks (2106.09685).
+
+    tools/fetch_pretrained && jaxllm train configs/lora/smollm2_multitask.py
+    jaxllm adapter show runs/smollm2_multitask_lora
+
+2,442,240 parameters are trained, 1.8 % of the base's. Hardware: any machine with 2 cores and 4 GiB.
+"""
+
+from dataclasses import replace
+
+from configs.sft import smollm2_multitask
+from jaxllm.config import LoraConfig, RunConfig, TuningConfig
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    run = smollm2_multitask.recipe()
+    return replace(
+        run,
+        name="smollm2_multitask_lora",
+        tuning=TuningConfig(method="lora", lora=LoraConfig(rank=8, alpha=16.0)),
+        optimizer=replace(run.optimizer, learning_rate=5e-4),
+    )

@@ -1,0 +1,18 @@
+"""The tasks of `configs/sft/smollm2_multitask.py` with AdaLoRA (2303.10512): ranks come down from 12 to 8 on average.
+
+    tools/fetch_pretrained && jaxllm train configs/lora/smollm2_multitask_adalora.py
+    jaxllm adapter show runs/smollm2_multitask_adalora    # the ranks that are left, by module and layer
+
+Hardware: any machine with 2 cores and 4 GiB.
+"""
+
+from dataclasses import replace
+
+from configs.lora import smollm2_multitask
+from jaxllm.config import RunConfig
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    run = smollm2_multitask.recipe()
+    return replace(run, name="smollm2_multitask_adalora", tuning=replace(run.tuning, method="adalora"))

@@ -1,0 +1,19 @@
+"""The tasks of `configs/sft/smollm2_multitask.py` with gated LoRA and gated prefixes (2110.07577, 2303.16199).
+
+    tools/fetch_pretrained && jaxllm train configs/lora/smollm2_multitask_hybrid.py
+    jaxllm adapter show runs/smollm2_multitask_hybrid     # also what the gates have become
+
+Hardware: any machine with 2 cores and 4 GiB.
+"""
+
+from dataclasses import replace
+
+from configs.lora import smollm2_multitask
+from jaxllm.config import PromptConfig, RunConfig
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    run = smollm2_multitask.recipe()
+    tuning = replace(run.tuning, method="hybrid", prompt=PromptConfig(length=20))
+    return replace(run, name="smollm2_multitask_hybrid", tuning=tuning)

@@ -1,0 +1,28 @@
+"""The tasks of `configs/sft/smollm2_multitask.py` with 20 virtual tokens (2104.08691): 11,520 parameters are trained.
+
+    tools/fetch_pretrained && jaxllm train configs/prompt/smollm2_multitask.py
+
+As published: Adafactor without scaling by parameters, at a constant rate of 0.3. Hardware: any machine with 2 cores and
+4 GiB.
+"""
+
+from dataclasses import replace
+
+from configs.sft import smollm2_multitask
+from jaxllm.config import OptimizerConfig, PromptConfig, RunConfig, ScheduleConfig, TuningConfig
+
+
+def recipe() -> RunConfig:
+    """The run."""
+    return replace(
+        smollm2_multitask.recipe(),
+        name="smollm2_multitask_prompt",
+        tuning=TuningConfig(method="prompt", prompt=PromptConfig(length=20)),
+        optimizer=OptimizerConfig(
+            kind="adafactor",
+            parameter_scaling=False,
+            learning_rate=0.3,
+            weight_decay=1e-5,
+            schedule=ScheduleConfig(kind="constant", warmup_steps=0),
+        ),
+    )

@@ -1,0 +1,38 @@
+"""The held-out conversations of a recipe as rows: what a run of it was not trained on, by task."""
+
+from jaxllm.config import DataConfig, UserError
+from jaxllm.data.cache import cache_root
+from jaxllm.data.document import Chat
+from jaxllm.data.sources import open_source, task_name
+from jaxllm.data.survey import Split, kept_documents, survey
+from jaxllm.evaluation.rows import Row
+
+
+def held_out_rows(data: DataConfig, progress: bool = False) -> list[Row]:
+    """A row for each held-out conversation that ends with what the assistant says, which is the one right answer.
+
+    Those of a task are in the order of its source, as the recipe splits them; `progress` shows a bar.
+
+    Raises:
+        UserError: a source that cannot be used, or none of them gives such a conversation.
+    """
+    root = cache_root(data.cache_dir)
+    sources = [open_source(source, root) for source in data.sources]
+    split = Split(data.validation_fraction, [source.held_out_tasks for source in data.sources])
+    found = survey(sources, split, skip_bad=data.skip_bad, progress=progress)
+    rows = []
+    for task, held_out, document in kept_documents(sources, found):
+        source, own = found.tasks[task]
+        if held_out and document.chat is not None and (answer := _answer(document.chat)) is not None:
+            name = task_name(data.sources[source]) if own is None else own
+            rows.append(Row(document.name, name, tuple(map(dict, document.chat.messages[:-1])), (answer,)))
+    if not rows:
+        raise UserError("--held-out: the recipe holds out no conversation; data.validation_fraction says how many")
+    return rows
+
+
+def _answer(chat: Chat) -> str | None:
+    """What the assistant says at the end, if it does and says it in words."""
+    last = chat.messages[-1]
+    text = last.get("content") if last.get("role") == "assistant" and not last.get("tool_calls") else None
+    return text if isinstance(text, str) and len(chat.messages) > 1 and not chat.tools else None

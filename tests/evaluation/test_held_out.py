@@ -1,0 +1,40 @@
+"""Rows out of what a recipe holds out."""
+
+import json
+
+import pytest
+
+from jaxllm.config import DataConfig, SourceConfig, UserError
+from jaxllm.evaluation.held_out import held_out_rows
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXLLM_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "sums.jsonl"
+    rows = [{"task": f"t{i % 3}", "prompt": f"{i} and 1?", "completion": str(i + 1)} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = SourceConfig(
+        kind="jsonl", path=str(path), format="auto", task_field="task", held_out_tasks=("t2",), system="Add."
+    )
+    return DataConfig(sources=(source,), validation_fraction=0.2)
+
+
+def test_rows_are_the_held_out_questions_and_their_answers(data):
+    rows = held_out_rows(data)
+    tasks = [row.task for row in rows]
+    assert tasks.count("t2") == 20
+    assert 0 < tasks.count("t0") < 15
+    first = rows[0]
+    number = int(first.prompt[1]["content"].split()[0])
+    assert first.prompt == ({"role": "system", "content": "Add."}, {"role": "user", "content": f"{number} and 1?"})
+    assert first.references == (str(number + 1),)
+    assert first.name == f"sums.jsonl:{number + 1}"
+
+
+def test_a_recipe_that_holds_out_no_conversation_is_told(data, tmp_path):
+    (tmp_path / "a.txt").write_text("words\n" * 9)
+    (tmp_path / "b.txt").write_text("others\n" * 9)
+    texts = DataConfig(sources=(SourceConfig(kind="text", path=str(tmp_path)),), validation_fraction=0.5)
+    with pytest.raises(UserError, match="--held-out: the recipe holds out no conversation"):
+        held_out_rows(texts)
