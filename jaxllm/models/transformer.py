@@ -152,7 +152,7 @@ def decode(
     positions_BT, segments_BT = _places(tokens_BT, positions_BT, segments_BT, start)
     x_BTD = _embedded(model, "", params, tokens_BT, positions_BT, dropout_key=dropout_key)
     context = _context(model, "", params, positions_BT, Mask(segments_BT, True, prefix_BT), is_cached=cache is not None)
-    embedded = params["prompt"]["tokens"].shape[-2] if "prompt" in params else 0
+    embedded = model.at_use("prompt", params["prompt"])["tokens"].shape[-2] if "prompt" in params else 0
     context = context._replace(virtual_BT=jnp.maximum(_virtual(model, tokens_BT) - embedded, -1))
     if cache is not None:
         context = context._replace(cache_length_B=cache.length)

@@ -281,7 +281,7 @@ def test_what_will_not_do_is_named(folder, argv, complaint):
 
 
 def test_a_folder_without_a_template_is_told_before_its_model_is_loaded(copy, monkeypatch):
-    monkeypatch.setattr("jaxllm.train.checkpoint.load_run_params", None)
+    monkeypatch.setattr("jaxllm.train.params.load_run_params", None)
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(
         UserError, match=r"has no chat template, neither chat_template\.jinja nor one in tokenizer_config"

@@ -1,0 +1,131 @@
+"""Runs that begin with the parameters of another."""
+
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxllm.cli.train import pretrain
+from jaxllm.common.trees import flatten
+from jaxllm.config import (
+    LoraConfig,
+    MeshConfig,
+    PromptConfig,
+    TokenizerConfig,
+    TuningConfig,
+    UserError,
+)
+from jaxllm.models.adapters import trained_table
+from jaxllm.train.metrics import read_metrics
+from jaxllm.train.params import load_run_params, load_trained, read_origin
+
+PARTS = ("attention/query", "attention/key", "attention/value", "attention/output", "mlp/gate", "mlp/up", "mlp/down")
+LORA = TuningConfig(method="lora", lora=LoraConfig(rank=2, dropout=0.1))
+
+
+@pytest.fixture
+def tuned(recipe, uninterrupted, tmp_path):
+    """`tuned(tuning)`: a run of 6 steps that begins with the parameters of another, on two devices."""
+
+    def configured(tuning, name="tuned", **fields):
+        train = replace(recipe.train, steps=6, ema_decay=None)
+        fields = {"mesh": MeshConfig(data=4, fsdp=2), "tokenizer": TokenizerConfig(vocab_size=320), **fields}
+        return replace(
+            recipe, base=str(uninterrupted), tuning=tuning, train=train, output=str(tmp_path / name), **fields
+        )
+
+    return configured
+
+
+def held_out(folder):
+    return [line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line]
+
+
+def test_an_adapter_is_saved_alone_and_opened_with_its_base(tuned, uninterrupted, tmp_path):
+    assert pretrain(tuned(LORA)).step == 6
+    config, trained, info = load_trained(tmp_path / "tuned")
+    assert set(flatten(trained)) == set(trained_table(config))
+    assert (tmp_path / "tuned" / "tokenizer.model").read_bytes() == (uninterrupted / "tokenizer.model").read_bytes()
+    base, whole = flatten(load_run_params(uninterrupted)[1]), flatten(load_run_params(tmp_path / "tuned")[1])
+    assert set(whole) == set(base)
+    changed = {path for path, x in whole.items() if not np.array_equal(x, base[path])}
+    assert changed == {f"layers/{part}/kernel" for part in PARTS}
+    assert info.step == 6
+    assert held_out(tmp_path / "tuned")[-1] < held_out(uninterrupted)[-1] + 0.1
+
+
+PARTS = [
+    *(f"attention/{p}" for p in ("query", "key", "value", "output")),
+    *(f"mlp/{p}" for p in ("gate", "up", "down")),
+]
+
+
+def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(tuned, at_step, tmp_path):
+    whole, parts = tuned(LORA, "whole"), tuned(LORA, "parts")
+    pretrain(whole)
+    at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
+    assert pretrain(parts).signal == signal.SIGTERM
+    pretrain(parts)
+    one, other = (flatten(load_trained(tmp_path / name)[1]) for name in ("whole", "parts"))
+    for path, x in one.items():
+        np.testing.assert_array_equal(other[path], x, err_msg=path)
+
+
+def test_all_parameters_may_be_tuned_from_a_base(tuned, uninterrupted, tmp_path):
+    config = tuned(TuningConfig())
+    pretrain(replace(config, optimizer=replace(config.optimizer, learning_rate=1e-12, weight_decay=0.0)))
+    base, whole = (flatten(load_run_params(f, ema=True)[1]) for f in (uninterrupted, tmp_path / "tuned"))
+    for path, x in base.items():
+        np.testing.assert_allclose(whole[path], x, atol=1e-9, err_msg=path)
+    assert read_origin(tmp_path / "tuned").step == 12
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        TuningConfig(method="prompt", prompt=PromptConfig(length=4)),
+        TuningConfig(method="prefix", prompt=PromptConfig(length=4, start="labels", labels=("def", "return value"))),
+        TuningConfig(method="hybrid", prompt=PromptConfig(length=4, start="uniform"), lora=LoraConfig(rank=2)),
+        TuningConfig(method="lora", lora=LoraConfig(rank=2, magnitudes=True), base_dtype="nf4"),
+    ],
+    ids=["prompt", "prefix", "hybrid", "dora on nf4"],
+)
+def test_other_methods_run_too(tuned, tuning, tmp_path):
+    config = tuned(tuning, mesh=MeshConfig(data=8))
+    assert pretrain(config).step == 6
+    assert set(flatten(load_trained(tmp_path / "tuned")[1])) == set(trained_table(config))
+    assert np.isfinite(held_out(tmp_path / "tuned")).all()
+
+
+def test_a_base_that_has_changed_is_refused(tuned, tmp_path):
+    config = tuned(LORA)
+    pretrain(config)
+    folder = tmp_path / "tuned"
+    (folder / "base.json").write_text(json.dumps({"step": 8, "fingerprint": read_origin(folder).fingerprint}))
+    with pytest.raises(UserError, match="is an adapter for another base"):
+        load_run_params(folder)
+    with pytest.raises(UserError, match="is not what this run began with"):
+        pretrain(replace(config, train=replace(config.train, steps=7)), _allowing())
+
+
+def _allowing():
+    from jaxllm.cli.train import Options
+
+    return Options(allow_change=True)
+
+
+def test_a_base_of_another_shape_or_none_at_all_is_told(tuned, recipe, tmp_path):
+    config = tuned(LORA)
+    with pytest.raises(UserError, match=r"its model is another one than that of the run: ffn: 32 -> 48"):
+        pretrain(replace(config, model=replace(recipe.model, ffn=48)))
+    with pytest.raises(UserError, match="is not a run folder"):
+        pretrain(replace(config, base=str(tmp_path / "nothing")))
+    assert not (tmp_path / "tuned" / "checkpoints").exists()
+
+
+def test_blocks_of_quantised_numbers_are_not_cut(tuned):
+    config = tuned(replace(LORA, base_dtype="int8"), mesh=MeshConfig(data=1, fsdp=8))
+    with pytest.raises(UserError, match=r"the mesh cuts the last axis of .* which hold no whole blocks of 16"):
+        pretrain(config)
