@@ -1,17 +1,15 @@
 """Rows of an evaluation: questions of tasks, with what is right, out of files of JSON lines or Parquet."""
 
-import gzip
-import json
 import random
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxllm.config import UserError
-from jaxllm.data.document import checked_text
+from jaxllm.data.document import Record, Records, checked_text
 from jaxllm.data.files import find_files
+from jaxllm.data.records import JsonLines, ParquetFiles
 
 PROMPTS = ("prompt", "question", "messages")
 ANSWERS = ("references", "completion", "answer")
@@ -25,7 +23,7 @@ class Row:
     """A question and what is right."""
 
     name: str
-    """The file, without the folders above it, and the line, or the row, from 1."""
+    """The file, without the folders above it, and the line, from 1, or the row, from 0."""
     task: str
     prompt: str | tuple[Message, ...]
     """A text, or the turns of a conversation that the model is to go on with."""
@@ -49,9 +47,9 @@ def read_rows(paths: Sequence[str]) -> list[Row]:
     rows = []
     for path in paths:
         kind = "parquet" if path.lower().endswith(".parquet") else "jsonl"
-        for name, file in find_files(kind, path):
-            task = file.name.removesuffix(".gz").rpartition(".")[0]
-            rows += [_row(record, f"{name}:{number}", task, f"{file}:{number}") for number, record in _records(file)]
+        files = find_files(kind, path)
+        records: Records = ParquetFiles(files) if kind == "parquet" else JsonLines(files)
+        rows += [_row(records[i]) for i in range(len(records))]
     if not rows:
         raise UserError(f"there is no row in {', '.join(paths)}")
     return rows
@@ -102,35 +100,10 @@ class Examples:
         return [example for example in drawn if example.name != row.name][: self._count]
 
 
-def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(number, object) of each line that is not blank, or of each row."""
-    if file.suffix.lower() == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            records = pyarrow.parquet.read_table(file).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"cannot read '{file}': {error}") from None
-        yield from enumerate(records, 1)
-        return
-    try:
-        content = file.read_bytes()
-        lines = (gzip.decompress(content) if file.suffix.lower() == ".gz" else content).split(b"\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read '{file}': {getattr(error, 'strerror', None) or error}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}:{number}: not JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{file}:{number}: expected an object, got {record!r:.60}")
-            yield number, record
-
-
-def _row(record: Mapping[str, Any], name: str, task: str, where: str) -> Row:
+def _row(read: Record) -> Row:
+    name, where, record = read
+    file = Path(name.rpartition(":")[0]).name
+    task = file.removesuffix(".gz").rpartition(".")[0]
     asked, answered = (
         next((name for name in names if record.get(name) is not None), None) for names in (PROMPTS, ANSWERS)
     )

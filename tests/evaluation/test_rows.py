@@ -47,8 +47,8 @@ def test_rows_are_read_from_parquet(tmp_path):
     whole = [RECORDS[0], *RECORDS[4:]]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole[:1] + whole[3:]), tmp_path / "some.parquet")
     assert read_rows([str(tmp_path / "some.parquet")]) == [
-        Row("some.parquet:1", *ROWS[0]),
-        Row("some.parquet:2", *ROWS[6]),
+        Row("some.parquet:0", *ROWS[0]),
+        Row("some.parquet:1", *ROWS[6]),
     ]
 
 
@@ -56,7 +56,7 @@ def test_rows_are_read_from_parquet(tmp_path):
     ("line", "complaint"),
     [
         ("{bad", r"x\.jsonl:2: not JSON"),
-        ("[1]", r"x\.jsonl:2: expected an object, got \[1\]"),
+        ("[1]", r"x\.jsonl:2: expected an object with named fields, got \[1\]"),
         ('{"text": "a"}', r"x\.jsonl:2: no 'prompt' \(nor 'question' or 'messages'\); it has text"),
         ('{"prompt": "a"}', r"x\.jsonl:2: no 'references' or 'completion' or 'answer'; it has prompt"),
         ('{"prompt": "", "answer": "a"}', r"x\.jsonl:2: an empty 'prompt'"),
