@@ -242,6 +242,8 @@ class _Loop:
         if not metrics["finite"] and not self.config.train.skip_nonfinite:
             what = f"the loss is {metrics['loss']}, its gradient's norm {metrics['grad_norm']}"
             raise self.not_finite(step, what)
+        if metrics["finite"] and not metrics["tokens"]:
+            raise self.ended(step, "no token of its batch is trained, all have weight 0", "Take such documents out")
         self.skipped_in_a_row = 0 if metrics["finite"] else self.skipped_in_a_row + 1
         if self.skipped_in_a_row == MOST_SKIPPED:
             raise self.not_finite(step, f"this step and the {MOST_SKIPPED - 1} before it were not finite and skipped")
@@ -326,6 +328,13 @@ class _Loop:
             self.profile.close()
 
     def not_finite(self, step: int, what: str) -> UserError:
+        """The error that ends a run whose numbers are none."""
+        remedy = "a lower --optimizer.learning-rate (which needs --allow-change)"
+        if not self.config.train.skip_nonfinite:
+            remedy = "a lower --optimizer.learning-rate or with --train.skip-nonfinite (either needs --allow-change)"
+        return self.ended(step, what, f"Go on with {remedy}")
+
+    def ended(self, step: int, what: str, remedy: str) -> UserError:
         """The error that ends a run at `step`, when everything that was good is saved."""
         self.checkpoints.wait()
         names = self.loader.documents(step - 1)
@@ -337,11 +346,8 @@ class _Loop:
         last = "there is no checkpoint yet"
         if saved:
             last = f"the last good checkpoint is '{self.checkpoints.folder / str(saved[-1])}'"
-        remedy = "a lower --optimizer.learning-rate (which needs --allow-change)"
-        if not self.config.train.skip_nonfinite:
-            remedy = "a lower --optimizer.learning-rate or with --train.skip-nonfinite (either needs --allow-change)"
         return UserError(
-            f"step {step}: {what}; {last}. The step's batch holds {', '.join(names[:NAMED])}{more}. Go on with {remedy}"
+            f"step {step}: {what}; {last}. The step's batch holds {', '.join(names[:NAMED])}{more}. {remedy}"
         )
 
 

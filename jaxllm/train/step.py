@@ -71,7 +71,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
         grads, weight, nll = accumulated(config, state, batch, frozen)
         if config.train.offload_optimizer:
             state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
-        weight = jnp.maximum(weight, 1.0)
+        told, weight = weight, jnp.where(weight > 0, weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage, travel_types(config).summed))
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
@@ -93,7 +93,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
             "loss": nll / weight,
             "grad_norm": norm,
             "learning_rate": jnp.asarray(rate(state.step - state.skipped), jnp.float32),
-            "tokens": weight,
+            "tokens": told,
             "finite": finite,
             "skipped": new.skipped,
         }

@@ -12,6 +12,7 @@ import pytest
 from jaxllm.cli.train import Options, pretrain, run
 from jaxllm.common.trees import flatten
 from jaxllm.config import MeshConfig, ScheduleConfig, TokenizerConfig, UserError
+from jaxllm.data.loader import Loader
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.tokenizer_training import train_tokenizer
 from jaxllm.train import loop
@@ -176,6 +177,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_the_documents_and_
     assert re.search(r"batch holds (doc\d\d\.txt(#\d+)?, )*doc\d\d\.txt", message)
     assert "more" not in message
     assert all(np.isfinite(x).all() for x in arrays(folder, config, saved).values())
+
+
+def test_a_batch_of_which_no_token_is_trained_ends_the_run(config, monkeypatch):
+    filled = Loader.fill
+    monkeypatch.setattr(Loader, "fill", lambda *rows: {**(made := filled(*rows)), "weights": 0 * made["weights"]})
+    with pytest.raises(
+        UserError, match=r"^step 1: no token of its batch is trained, all have weight 0; .*doc\d\d\.txt"
+    ):
+        pretrain(config)
 
 
 def test_documents_that_the_message_does_not_name_are_in_the_log(config, tmp_path, monkeypatch):
