@@ -183,7 +183,7 @@ def test_a_batch_of_which_no_token_is_trained_ends_the_run(config, monkeypatch):
     filled = Loader.fill
     monkeypatch.setattr(Loader, "fill", lambda *rows: {**(made := filled(*rows)), "weights": 0 * made["weights"]})
     with pytest.raises(
-        UserError, match=r"^step 1: no token of its batch is trained, all have weight 0; .*doc\d\d\.txt"
+        UserError, match=r"^step 1: no token of its batch is trained, .*doc\d\d\.txt"
     ):
         pretrain(config)
 
