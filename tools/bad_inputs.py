@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from _bad_models import Case, model_cases
+from _bad_tuning import LORA, tuning_cases
 
 RECIPE = """
 from jaxllm.config import *
@@ -267,7 +268,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only the cases with one of these in their names")
     options = parser.parse_args()
-    cases = [*configuration_cases(), *data_cases(), *conversation_cases(), *run_cases(), *model_cases()]
+    kinds = configuration_cases, data_cases, conversation_cases, tuning_cases, run_cases, model_cases
+    cases = [case for kind in kinds for case in kind()]
     wanted = [case for case in cases if not options.words or any(word in case[0] for word in options.words)]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as root:
@@ -293,6 +295,7 @@ def prepare(good: Path) -> None:
     (good / "recipe.py").write_text(RECIPE)
     for argv in (
         ["train", "recipe.py", "--output", "run"],
+        ["train", "recipe.py", *LORA],
         ["tokenizer", "--out", "other.model", "--sources", "text:texts", "--vocab-size", "310"],
         ["export", "run", "hf"],
         ["export", "run", "good.gguf"],

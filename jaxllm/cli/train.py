@@ -87,7 +87,15 @@ def pretrain(config: RunConfig, options: Options = Options(), processes: Process
     from jaxllm.train.loop import train
     from jaxllm.train.params import with_base_tokenizer
     from jaxllm.train.report import Report
-    from jaxllm.train.run_folder import alone, create, enter, has_checkpoint, is_run_folder, run_folder
+    from jaxllm.train.run_folder import (
+        alone,
+        create,
+        enter,
+        has_checkpoint,
+        is_run_folder,
+        removed_unless_begun,
+        run_folder,
+    )
     from jaxllm.train.step import compute_dtype
 
     # Of this platform, so that the saved configuration says it and another platform's is a change.
@@ -109,6 +117,8 @@ def pretrain(config: RunConfig, options: Options = Options(), processes: Process
         if processes.is_first:
             if not begun:
                 create(folder, config, loader.corpus.tokenizer_path, loader.corpus.template)
+                if not anew:
+                    stack.enter_context(removed_unless_begun(folder))
             stack.enter_context(alone(folder))
             enter(folder, config, options.allow_change)  # another run may have trained here in the meantime
         _check_shared(folder, processes)

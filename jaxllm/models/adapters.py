@@ -68,6 +68,14 @@ def linear_modules(model: TransformerConfig) -> dict[str, Param]:
     return {module: leaf for module, leaf in found.items() if leaf.axes[0] == "L" and not {"E", "J"} & set(leaf.axes)}
 
 
+def matches(pattern: str, name: str) -> bool:
+    """Whether a regex is found in a name; one that is none is found nowhere, and `tuning_mistakes` tells of it."""
+    try:
+        return re.search(pattern, name) is not None
+    except re.error:
+        return False
+
+
 def updates(model: TransformerConfig, tuning: TuningConfig) -> list[Update]:
     """The low-rank updates of a run, in the order of the table."""
     if tuning.method not in LOW_RANK:
@@ -75,8 +83,8 @@ def updates(model: TransformerConfig, tuning: TuningConfig) -> list[Update]:
     lora, found = tuning.lora, []
     wanted = [PRESETS.get(target, target) for target in lora.targets]
     for module, kernel in linear_modules(model).items():
-        if any(re.search(pattern, module) for pattern in wanted):
-            own = next((other for other in lora.ranks if re.search(other.targets, module)), None)
+        if any(matches(pattern, module) for pattern in wanted):
+            own = next((other for other in lora.ranks if matches(other.targets, module)), None)
             rank = final = own.rank if own else lora.rank
             if tuning.method == "adalora":
                 rank = math.ceil(final * tuning.adaptive.start)
@@ -139,7 +147,7 @@ def trained_table(config: RunConfig) -> dict[str, Param]:
     tuning, base = config.tuning, parameter_table(config.model)
     if tuning.method == "full" and not tuning.also:
         return base
-    own = {path: leaf for path, leaf in base.items() if any(re.search(pattern, path) for pattern in tuning.also)}
+    own = {path: leaf for path, leaf in base.items() if any(matches(pattern, path) for pattern in tuning.also)}
     return own | adapter_table(config.model, tuning)
 
 

@@ -180,6 +180,17 @@ def create(folder: Path, config: RunConfig, tokenizer: Path, template: "ChatTemp
         shutil.rmtree(writing, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def removed_unless_begun(folder: Path) -> Iterator[None]:
+    """Removes a new run folder again where the block fails before the run has written a metric."""
+    try:
+        yield
+    except UserError:
+        if not (folder / "metrics.jsonl").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def save_config(folder: Path, config: RunConfig) -> None:
     """Writes `config.json`, in place of the one that is there; its paths are absolute."""
     writing = folder / "config.json.writing"

@@ -182,9 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_the_documents_and_
 def test_a_batch_of_which_no_token_is_trained_ends_the_run(config, monkeypatch):
     filled = Loader.fill
     monkeypatch.setattr(Loader, "fill", lambda *rows: {**(made := filled(*rows)), "weights": 0 * made["weights"]})
-    with pytest.raises(
-        UserError, match=r"^step 1: no token of its batch is trained, .*doc\d\d\.txt"
-    ):
+    with pytest.raises(UserError, match=r"^step 1: no token of its batch is trained, .*doc\d\d\.txt"):
         pretrain(config)
 
 
