@@ -26,7 +26,6 @@ METHODS = {
     "hybrid": TuningConfig(method="hybrid", prompt=PromptConfig(length=3)),
 }
 NAMES = [*METHODS, None]
-PROMPTS = ["the quick", "then there", "one by", "lazy dog", "brown fox jumps", "over", "none of"]
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +45,22 @@ def given():
 
 
 def test_each_row_says_what_its_adapter_says_alone(base, given, tokenizer):
-    together = Generator(LLAMA, base, tokenizer).with_adapters(Adapters(LLAMA, base, given), NAMES)
-    greedy, found = SamplingConfig(temperature=0.0), together.generate(PROMPTS, 12, SamplingConfig(temperature=0.0))
-    said = []
-    for name, prompt in zip(NAMES, PROMPTS, strict=True):
+    names, prompts, greedy = (
+        ["dora", "prompt", None],
+        ["the quick", "one by", "none of"],
+        SamplingConfig(temperature=0.0),
+    )
+    together = Generator(LLAMA, base, tokenizer).with_adapters(Adapters(LLAMA, base, given), names)
+    found, said = together.generate(prompts, 12, greedy), []
+    for name, prompt in zip(names, prompts, strict=True):
         params, virtual = base, 0
         if name is not None:
             config, trained = given[name]
             params, virtual = effective(config, trained, base), virtual_tokens(config.tuning)
         said.append(Generator(LLAMA, params, tokenizer, virtual=virtual).generate([prompt], 12, greedy)[0].tokens)
     assert [generation.tokens for generation in found] == said
-    plain = Generator(LLAMA, base, tokenizer).generate(PROMPTS, 12, greedy)
-    assert sum(one.tokens != other.tokens for one, other in zip(plain, found, strict=True)) >= 4
+    plain = Generator(LLAMA, base, tokenizer).generate(prompts, 12, greedy)
+    assert [one.tokens != other.tokens for one, other in zip(plain, found, strict=True)] == [True, True, False]
 
 
 def test_hidden_states_of_each_row_are_those_of_its_adapter(base, given):

@@ -33,16 +33,13 @@ B, T, U = 8, 32, 3
 LORA = LoraConfig(rank=4, dropout=0.1)
 METHODS = {
     "lora": TuningConfig(method="lora", lora=LORA),
-    "dora": TuningConfig(method="lora", lora=LoraConfig(rank=4, magnitudes=True)),
+    "dora on int8": TuningConfig(method="lora", lora=LoraConfig(rank=4, magnitudes=True), base_dtype="int8"),
     "adalora": TuningConfig(method="adalora", lora=LoraConfig(rank=4)),
-    "prompt": TuningConfig(method="prompt", prompt=PromptConfig(length=U)),
+    "prompt and norms": TuningConfig(method="prompt", prompt=PromptConfig(length=U), also=("norm/scale",)),
     "prefix": TuningConfig(method="prefix", prompt=PromptConfig(length=U)),
-    "hybrid": TuningConfig(method="hybrid", lora=LORA, prompt=PromptConfig(length=U)),
-    "norms": TuningConfig(also=("norm/scale",)),
-    "int8": TuningConfig(method="lora", lora=LORA, base_dtype="int8"),
-    "nf4": TuningConfig(method="lora", lora=LORA, base_dtype="nf4"),
+    "hybrid on nf4": TuningConfig(method="hybrid", lora=LORA, prompt=PromptConfig(length=U), base_dtype="nf4"),
 }
-MESHES = ({"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4, "zero_stage": 2})
+CUT = {"fsdp": 4, "tensor": 2}
 
 
 def run_of(tuning, **train):
