@@ -108,6 +108,7 @@ def main() -> None:
             for worker in workers if i % 2 else workers[::-1]:
                 seconds, found[worker.label] = worker.ask(file)
                 turns[worker.label].append(seconds)
+                print(f"{worker.label}: {seconds:.1f} s", file=sys.stderr, flush=True)
         print(f"{file}: {len(found['ours'])} requests; {compared(found['ours'], found['HFLM'])}")
         medians = {side: statistics.median(seconds[1:]) for side, seconds in turns.items()}
         for worker in workers:
