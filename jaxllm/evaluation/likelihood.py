@@ -231,7 +231,7 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens `[B, T]`, of which both are powers of two so that programs are few, and lengths `[B]`."""
     lengths = np.ones(1 << (len(rows) - 1).bit_length(), np.int32)
     lengths[: len(rows)] = [len(row) for row in rows]
-    tokens = np.zeros((len(lengths), _power_of_two(int(lengths.max()))), np.int32)
+    tokens = np.zeros((len(lengths), _power_of_two(max(map(len, rows)))), np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
     return tokens, lengths
