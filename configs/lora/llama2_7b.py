@@ -5,8 +5,8 @@
 
 Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama
 2 7B into `models/llama-2-7b`. Name others with --data.sources.0.path and --base.
-Hardware: 8 GPUs of 24 GB or more; the base is kept in bfloat16, cut over all of them.
-Result: not trained; `jaxllm plan` holds it against the memory of the node.
+Hardware: meant for 8 GPUs; the base is kept in bfloat16, cut over all of them.
+Result: neither trained nor planned yet.
 """
 
 from jaxllm.config import (

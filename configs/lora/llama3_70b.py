@@ -5,8 +5,8 @@
 
 Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama
 3 70B into `models/llama-3-70b`. Name others with --data.sources.0.path and --base.
-Hardware: 64 TPU v5p chips; the base is kept in bfloat16, cut over all of them.
-Result: not trained; `jaxllm plan` holds it against the memory of the slice.
+Hardware: meant for 64 TPU v5p chips; the base is kept in bfloat16, cut over all of them.
+Result: neither trained nor planned yet.
 """
 
 from dataclasses import replace

@@ -3,7 +3,9 @@
     jaxllm train configs/pretrain/quickstart.py && jaxllm train configs/lora/stdlib_functions.py
     jaxllm generate runs/quickstart "def " "def " --adapter runs/stdlib_functions_lora --adapter none
 
-Needs no file and no network. Hardware: any machine with 2 cores.
+Needs no file and no network.
+
+Result: not yet measured.
 """
 
 from dataclasses import replace

@@ -128,7 +128,8 @@ def _export(command: Export, out: Path) -> None:
 
     from jaxllm.common.trees import flatten
     from jaxllm.interop.peft.folder import write_peft
-    from jaxllm.peft.low_rank import column_norms
+    from jaxllm.models.adapters import linear_modules
+    from jaxllm.peft.merge import magnitudes
     from jaxllm.train.params import load_own_base
 
     adapter = load_adapter(user_path(command.run), command.step, command.ema)
@@ -137,7 +138,8 @@ def _export(command: Export, out: Path) -> None:
 
     @functools.cache
     def norms(module: str) -> np.ndarray:
-        return column_norms(config.model, module, np.asarray(base()[f"{module}/kernel"]))
+        kernel = base()[f"{module}/kernel"]
+        return np.asarray(magnitudes(linear_modules(config.model)[module], kernel)).reshape(len(kernel), -1)
 
     family, _ = published_config(adapter.folder, config.model, None)
     said = write_peft(out, config, adapter.leaves, family, command.base_name or _base_name(adapter), norms)
@@ -160,8 +162,8 @@ def _import(command: Import, out: Path) -> None:
 
     from jaxllm.common.trees import flatten
     from jaxllm.interop.peft.folder import read_peft
-    from jaxllm.models.adapters import virtual_tokens
-    from jaxllm.peft.low_rank import column_norms
+    from jaxllm.models.adapters import linear_modules, virtual_tokens
+    from jaxllm.peft.merge import magnitudes
     from jaxllm.train.params import Origin, check_base, fingerprint, load_run_params
     from jaxllm.validation import problems, refuse
 
@@ -170,9 +172,12 @@ def _import(command: Import, out: Path) -> None:
     check_base(replace(base_config, base=str(base)), base_config)
     flat, model = flatten(params), base_config.model
     family, _ = published_config(base, model, None)
-    tuning, leaves = read_peft(
-        source, family, model, lambda module: column_norms(model, module, np.asarray(flat[f"{module}/kernel"]))
-    )
+
+    def norms(module: str) -> np.ndarray:
+        kernel = flat[f"{module}/kernel"]
+        return np.asarray(magnitudes(linear_modules(model)[module], kernel)).reshape(len(kernel), -1)
+
+    tuning, leaves = read_peft(source, family, model, norms)
     tokenizer = replace(base_config.tokenizer, path=str(saved_tokenizer(base)))
     # Rows have as much room for text as the base's had.
     length = min(model.max_positions, base_config.data.sequence_length + virtual_tokens(tuning))

@@ -106,7 +106,7 @@ def run(argv: list[str]) -> int:
     )
     choose = _chooser(generator, config, params, command.adapter)
     del params
-    choose(range(len(prompts))).check(prompts, command.max_new_tokens, command.stop)
+    _check_prompts(choose, prompts, command)
     if search is not None:
         _print_best(generator, prompts, command, search)
     elif len(prompts) * command.samples == 1:
@@ -114,6 +114,18 @@ def run(argv: list[str]) -> int:
     else:
         _list(choose, prompts, command)
     return 0
+
+
+def _check_prompts(choose: Choose, prompts: Sequence[str], command: Command) -> None:
+    """Those of each adapter together, for which its leaves are looked up once.
+
+    Raises:
+        UserError: as `Generator.check` does.
+    """
+    names = command.adapter or ("none",)
+    for name in dict.fromkeys(names):
+        own = [n for n in range(len(prompts)) if names[n % len(names)] == name]
+        choose(own[:1]).check([prompts[n] for n in own], command.max_new_tokens, command.stop)
 
 
 def _chooser(generator: "Generator", config: RunConfig, params: "Tree", folders: Sequence[str]) -> Choose:

@@ -214,7 +214,7 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
             f"tuning.prompt.length = {taken}: leaves no place for text in data.sequence_length = "
             f"{config.data.sequence_length}; at most {config.data.sequence_length - 2} would do"
         )
-    if tuning.method == "prompt" and tuning.prompt.start == "labels" and not tuning.prompt.labels:
+    if tuning.method in (*VIRTUAL, "hybrid") and tuning.prompt.start == "labels" and not tuning.prompt.labels:
         yield "tuning.prompt.labels is empty: tuning.prompt.start = 'labels' begins with them"
     if tuning.method == "adalora" and tuning.adaptive.warmup + tuning.adaptive.settled >= 1:
         yield (

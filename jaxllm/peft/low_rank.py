@@ -145,10 +145,3 @@ def norm(factors: Factors) -> float:
     a, b = factors.a_LIQ.astype(np.float64), factors.b_LQO.astype(np.float64)
     squares = np.sum((np.swapaxes(a, 1, 2) @ a) * (b @ np.swapaxes(b, 1, 2)))
     return float(abs(factors.scale) * np.sqrt(max(squares, 0.0)))
-
-
-def column_norms(model: TransformerConfig, module: str, kernel: np.ndarray) -> np.ndarray:
-    """Those `[L, O]` of all layers' kernels of one module: what DoRA's magnitudes are at first."""
-    own = linear_modules(model)[module]
-    matrices = kernel.astype(np.float32).reshape(len(kernel), int(np.prod(own.shape[1 : 1 + own.reads])), -1)
-    return np.linalg.norm(matrices, axis=1)

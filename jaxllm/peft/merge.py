@@ -10,6 +10,7 @@ from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import RunConfig, UserError
 from jaxllm.layers.linear import column_norms
 from jaxllm.models.adapters import Update, updates
+from jaxllm.models.table import Param
 
 
 def joined(one: Tree, other: Tree) -> Tree:
@@ -109,16 +110,9 @@ def _folded(update: Update, kernel: jax.Array, leaves: Mapping[str, Any]) -> jax
     return changed * (leaves["lora_magnitude"].reshape(norms.shape) / norms)
 
 
-def magnitudes(update: Update, kernel: jax.Array) -> jax.Array:
-    """The norms `[L, *out]` of a kernel's columns, which DoRA begins with: by what the layers divide."""
-    L, Q = len(kernel), update.rank
-    rest = update.kernel.shape[1:]
-    none = {
-        "lora_a": jnp.zeros((L, *rest[: update.kernel.reads], Q)),
-        "lora_b": jnp.zeros((L, Q, *rest[update.kernel.reads :])),
-        "lora_scale": jnp.zeros((L, Q)),
-    }
-    return magnitudes_of(update, kernel, none)
+def magnitudes(leaf: Param, kernel: Any) -> jax.Array:
+    """The norms `[L, *out]` in float32 of the columns of all layers' kernels, which DoRA begins with."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=tuple(range(1, 1 + leaf.reads))))
 
 
 def magnitudes_of(update: Update, kernel: jax.Array, leaves: Mapping[str, Any]) -> jax.Array:

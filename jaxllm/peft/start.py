@@ -28,7 +28,7 @@ def starts(config: RunConfig, base: Mapping[str, jax.Array], tokens: Sequence[Se
     found: dict[str, jax.Array] = {}
     if config.tuning.lora.magnitudes:
         for update in updates(config.model, config.tuning):
-            found[f"{update.module}/lora_magnitude"] = magnitudes(update, base[f"{update.module}/kernel"])
+            found[f"{update.module}/lora_magnitude"] = magnitudes(update.kernel, base[f"{update.module}/kernel"])
     if tokens and config.tuning.method == "prompt":
         found["prompt/tokens"] = _means(base["embedding/tokens"], tokens)
     if tokens and config.tuning.method in ("prefix", "hybrid"):

@@ -162,7 +162,7 @@ def check_base(config: RunConfig, base: RunConfig) -> None:
     Raises:
         UserError: the model of a run is not of the shape of its base.
     """
-    if frozen_table(base) and config.base != base.base and base.tuning.method in ("prompt", "prefix", "hybrid"):
+    if base.tuning.method in ("prompt", "prefix", "hybrid"):
         raise UserError(f"base = '{config.base}': has virtual tokens or gates, which cannot be a part of a base")
     changed = differences(base.model, config.model)
     if wrong := [line for line in changed if line.split(":")[0].split(".")[0] not in FREE]:

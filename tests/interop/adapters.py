@@ -12,9 +12,8 @@ from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import MeshConfig, RunConfig, TransformerConfig
 from jaxllm.interop.convert import Conversion, load, plan_import
 from jaxllm.interop.verify import Inputs, ours
-from jaxllm.models.adapters import virtual_tokens
-from jaxllm.peft.low_rank import column_norms
-from jaxllm.peft.merge import folded
+from jaxllm.models.adapters import linear_modules, virtual_tokens
+from jaxllm.peft.merge import folded, magnitudes
 from jaxllm.sharding.mesh import make_mesh
 from tests.interop.tiny import published
 
@@ -102,7 +101,12 @@ def base_of(name: str) -> tuple[Conversion, Tree]:
 def norms_in(model: TransformerConfig, base: Tree) -> Callable[[str], np.ndarray]:
     """Of the columns of a base's kernels."""
     kernels = flatten(base)
-    return lambda module: column_norms(model, module, np.asarray(kernels[f"{module}/kernel"]))
+
+    def norms(module):
+        kernel = kernels[f"{module}/kernel"]
+        return np.asarray(magnitudes(linear_modules(model)[module], kernel)).reshape(len(kernel), -1)
+
+    return norms
 
 
 def logits(config: RunConfig, leaves: Mapping[str, np.ndarray], base: Tree, given: Inputs) -> np.ndarray:
