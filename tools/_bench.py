@@ -97,3 +97,12 @@ class Worker:
         if not line:
             sys.exit(f"'{self.label}' ended (see above); [bench] is the extra with what it needs")
         return json.loads(line)
+
+
+def alternated(workers: list[Worker], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """The steps of each worker, by its label; who begins changes from round to round."""
+    turns: dict[str, list[dict[str, float]]] = {worker.label: [] for worker in workers}
+    for i in range(rounds):
+        for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
+            turns[worker.label].append(worker.ask("step"))
+    return turns

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from _bench import VOCABULARY, Worker, answers, our_shape, their_shape
+from _bench import VOCABULARY, Worker, alternated, answers, our_shape, their_shape
 
 BATCH, LENGTH = 8, 512
 LEARNING_RATE, DECAY, CLIP = 3e-4, 0.1, 1.0
@@ -142,16 +142,13 @@ def timed(step: Step) -> dict[str, float]:
 def measure(dtype: Dtype, sides: list[tuple[str, str, str]], rounds: int) -> list[dict[str, Any]]:
     """Results of all sides (label, side, interpreter) in one type."""
     workers: list[Worker] = []
-    turns: dict[str, list[dict[str, float]]] = {label: [] for label, _, _ in sides}
     try:
         for label, side, python in sides:
             workers.append(Worker(label, python, __file__, "--serve", side, "--dtype", dtype))
             print(f"{dtype}: {label} is ready after {workers[-1].about['start_seconds']:.0f} s", flush=True)
         if len({worker.about["parameters"] for worker in workers}) > 1:
             sys.exit(f"the models differ: {[(w.label, w.about['parameters']) for w in workers]}")
-        for i in range(rounds):
-            for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
-                turns[worker.label].append(worker.ask("step"))
+        turns = alternated(workers, rounds)
     finally:
         for worker in workers:
             worker.close()

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _bench import Worker, answers
+from _bench import Worker, alternated, answers
 from bench_train import CLIP, WARMUP, peak_mib, timed
 
 BATCH, LENGTH, RANK, RATE = 4, 256, 8, 2e-4
@@ -223,7 +223,6 @@ def _tokenizer() -> Any:
 def measure(targets: str, dtype: str, sides: list[tuple[str, str, str]], rounds: int) -> list[dict[str, Any]]:
     """Results of all sides (label, side, interpreter)."""
     workers: list[Worker] = []
-    turns: dict[str, list[dict[str, float]]] = {label: [] for label, _, _ in sides}
     try:
         for label, side, python in sides:
             serving = ("--serve", side, "--targets", targets, "--dtype", dtype)
@@ -231,9 +230,7 @@ def measure(targets: str, dtype: str, sides: list[tuple[str, str, str]], rounds:
             print(f"{targets}, {dtype}: {label} is ready", flush=True)
         if len({worker.about["trained"] for worker in workers}) > 1:
             sys.exit(f"what is trained differs: {[(w.label, w.about['trained']) for w in workers]}")
-        for i in range(rounds):
-            for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
-                turns[worker.label].append(worker.ask("step"))
+        turns = alternated(workers, rounds)
     finally:
         for worker in workers:
             worker.close()
