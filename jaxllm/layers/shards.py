@@ -28,6 +28,14 @@ def gradient_sharding(x: jax.Array) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, P(*spec.partitions, unreduced=spec.reduced))
 
 
+def flipped(sharding: NamedSharding | None) -> NamedSharding | None:
+    """That of a transposed matrix."""
+    if sharding is None:
+        return None
+    spec = sharding.spec
+    return NamedSharding(sharding.mesh, P(*reversed(spec.partitions), unreduced=spec.unreduced))
+
+
 def along_tokens(x_BT: jax.Array, ndim: int) -> NamedSharding | None:
     """The sharding of an `ndim`-dimensional array cut like the first two axes of `x_BT` alone; none without a mesh."""
     sharding = sharding_of(x_BT)

@@ -10,9 +10,9 @@ from jaxllm.layers.mlp import ACTIVATIONS
 from jaxllm.layers.norm import layer_norm
 
 
-def head_kernel(params: Tree, config: TransformerConfig) -> jax.Array:
-    """The head's kernel `[D, V]`: its own, or the transposed embedding."""
-    return params["embedding"]["tokens"].T if config.tied_embeddings else params["head"]["kernel"]
+def head_kernel(params: Tree, config: TransformerConfig) -> tuple[jax.Array, str]:
+    """The head's kernel and its axes: its own, `DV`, or the embedding, `VD`."""
+    return (params["embedding"]["tokens"], "VD") if config.tied_embeddings else (params["head"]["kernel"], "DV")
 
 
 def head_input(params: Tree, hidden_BTD: jax.Array, config: TransformerConfig) -> jax.Array:
@@ -32,8 +32,7 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
 def head_logits(params: Tree, hidden_BTD: jax.Array, config: TransformerConfig) -> jax.Array:
     """Logits `[..., V]` in float32. For few positions only; losses take the head chunk by chunk."""
     hidden_BTD = head_input(params, hidden_BTD, config)
-    # The embedding is contracted as it lies: jax 0.12 on CPU would transpose all of it for every token.
-    kernel, axes = (params["embedding"]["tokens"], "VD") if config.tied_embeddings else (params["head"]["kernel"], "DV")
+    kernel, axes = head_kernel(params, config)
     # float32: a bfloat16 logit near 16 is a multiple of 1/8.
     logits = jnp.einsum(
         f"...D,{axes}->...V", hidden_BTD, kernel.astype(hidden_BTD.dtype), preferred_element_type=jnp.float32

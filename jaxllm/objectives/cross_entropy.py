@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.layers.shards import along_tokens, gradient_sharding, sharding_of, where_it_lies
+from jaxllm.layers.linear import product_type
+from jaxllm.layers.shards import along_tokens, flipped, gradient_sharding, sharding_of, where_it_lies
 
 
 class _Options(NamedTuple):
+    axes: str
     chunk: int
     z_loss: float
     softcap: float | None
@@ -23,10 +25,11 @@ class _Options(NamedTuple):
 
 def cross_entropy(
     hidden_BTD: jax.Array,
-    kernel_DV: jax.Array,
+    kernel: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     *,
+    axes: str = "DV",
     bias_V: jax.Array | None = None,
     chunk: int = 512,
     z_loss: float = 0.0,
@@ -36,9 +39,10 @@ def cross_entropy(
 
     Args:
         hidden_BTD: final hidden states; their type is that of the products.
-        kernel_DV: the head; its gradient has its type, whatever that of the products is.
+        kernel: the head; its gradient has its type, whatever that of the products is.
         targets_BT: ids.
         weights_BT: 0 drops a token.
+        axes: of the kernel, `DV` or `VD`; XLA would copy a kernel that is transposed first.
         bias_V: is added to the logits, before the cap.
         chunk: tokens on one device whose logits exist at once; at least one of each row.
         z_loss: weight of the penalty that keeps log Z near 0 (2204.02311 uses 1e-4).
@@ -47,8 +51,8 @@ def cross_entropy(
     Returns:
         The loss sum, the sum of weights, and `{"nll": the sum without the penalty}`.
     """
-    options = _Options(chunk, z_loss, softcap)
-    total, nll = _loss(options, hidden_BTD, kernel_DV, bias_V, targets_BT, weights_BT)
+    options = _Options(axes, chunk, z_loss, softcap)
+    total, nll = _loss(options, hidden_BTD, kernel, bias_V, targets_BT, weights_BT)
     return total, jnp.sum(weights_BT), {"nll": jax.lax.stop_gradient(nll)}
 
 
@@ -82,7 +86,7 @@ def _chunks(hidden_BTD: jax.Array, chunk: int) -> int:
 
 def _chunk_loss(
     options: _Options,
-    kernel_DV: jax.Array,
+    kernel: jax.Array,
     bias_V: jax.Array | None,
     x_BTD: jax.Array,
     targets_BT: jax.Array,
@@ -90,7 +94,7 @@ def _chunk_loss(
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Both sums of one chunk, and what the gradient needs: logits, log Z, one-hot mask, slope of the cap."""
     # float32: the loss is a difference of numbers of the size of log Z.
-    logits = jnp.einsum("BTD,DV->BTV", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(f"BTD,{options.axes}->BTV", x_BTD, kernel, preferred_element_type=jnp.float32)
     logits = logits if bias_V is None else logits + bias_V
     slope = None
     if options.softcap is not None:
@@ -109,16 +113,16 @@ def _chunk_loss(
 def _loss(
     options: _Options,
     hidden_BTD: jax.Array,
-    kernel_DV: jax.Array,
+    kernel: jax.Array,
     bias_V: jax.Array | None,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     chunks = _chunks(hidden_BTD, options.chunk)
-    kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
+    kernel = kernel.astype(hidden_BTD.dtype)
 
     def add(sums: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[Any, None]:
-        total, nll, _ = _chunk_loss(options, kernel_DV, bias_V, *xs)
+        total, nll, _ = _chunk_loss(options, kernel, bias_V, *xs)
         return (sums[0] + total, sums[1] + nll), None
 
     zero = jnp.zeros((), jnp.float32)
@@ -129,34 +133,44 @@ def _loss(
 def _loss_forward(
     options: _Options,
     hidden_BTD: jax.Array,
-    kernel_DV: jax.Array,
+    kernel: jax.Array,
     bias_V: jax.Array | None,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array | None, ...]]:
     chunks = _chunks(hidden_BTD, options.chunk)
-    gradient, kernel_dtype = gradient_sharding(kernel_DV), kernel_DV.dtype
-    kernel_DV = kernel_DV.astype(hidden_BTD.dtype)
+    is_transposed, kernel_dtype = options.axes == "VD", kernel.dtype
+    gradient = flipped(gradient_sharding(kernel)) if is_transposed else gradient_sharding(kernel)
+    kernel = kernel.astype(hidden_BTD.dtype)
 
     def add(carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         x_BTD, _, weights = xs
-        total, nll, (logits, log_z, hit, slope) = _chunk_loss(options, kernel_DV, bias_V, *xs)
+        total, nll, (logits, log_z, hit, slope) = _chunk_loss(options, kernel, bias_V, *xs)
         probability = jnp.exp(logits - log_z[..., None]) * (1.0 + 2.0 * options.z_loss * log_z)[..., None]
         d_logits = (probability - hit) * weights[..., None]
         if slope is not None:
             d_logits *= slope
         d_bias = None if bias_V is None else carry[3] + jnp.sum(d_logits, axis=(0, 1))
         d_logits = d_logits.astype(x_BTD.dtype)
-        dx = jnp.einsum("BTV,DV->BTD", d_logits, kernel_DV, out_sharding=along_tokens(x_BTD, 3))
+        dx = jnp.einsum(
+            f"BTV,{options.axes}->BTD",
+            d_logits,
+            kernel,
+            preferred_element_type=product_type(x_BTD),
+            out_sharding=along_tokens(x_BTD, 3),
+        ).astype(x_BTD.dtype)
+        # The narrow operand is on the left, whatever the axes of the kernel are, as in `layers/linear.py`.
         d_kernel = jnp.einsum("BTD,BTV->DV", x_BTD, d_logits, preferred_element_type=jnp.float32, out_sharding=gradient)
         return (carry[0] + total, carry[1] + nll, carry[2] + d_kernel, d_bias), dx
 
     zero = jnp.zeros((), jnp.float32)
-    d_kernel = jax.lax.full(kernel_DV.shape, 0, jnp.float32, sharding=gradient)
+    shape = kernel.shape[::-1] if is_transposed else kernel.shape
+    d_kernel = jax.lax.full(shape, 0, jnp.float32, sharding=gradient)
     start = (zero, zero, d_kernel, None if bias_V is None else jnp.zeros_like(bias_V))
     xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
     (total, nll, d_kernel, d_bias), dx = jax.lax.scan(add, start, xs)
-    return (total, nll), (_joined(dx, _rows_and_tokens(hidden_BTD)[1]), d_kernel.astype(kernel_dtype), d_bias)
+    d_kernel = (d_kernel.T if is_transposed else d_kernel).astype(kernel_dtype)
+    return (total, nll), (_joined(dx, _rows_and_tokens(hidden_BTD)[1]), d_kernel, d_bias)
 
 
 def _loss_backward(

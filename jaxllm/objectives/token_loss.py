@@ -37,11 +37,13 @@ def token_loss(
     params = {**params, **{owner: model.at_use(owner, params[owner]) for owner in owners}}
     out = hidden_states(model, params, batch, dropout_key)
     with jax.named_scope("loss"):
+        kernel, axes = head_kernel(params, config)
         total, weight, metrics = cross_entropy(
             head_input(params, out.hidden, config),
-            head_kernel(params, config),
+            kernel,
             batch["targets"],
             batch["weights"],
+            axes=axes,
             bias_V=params["head"]["bias"] if config.head_bias else None,
             chunk=chunk,
             z_loss=z_loss,

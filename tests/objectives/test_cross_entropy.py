@@ -1,7 +1,5 @@
 """The chunked loss against the plain one."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,14 +32,19 @@ def plain(hidden, kernel, targets, weights, bias=0.0, z_loss=0.0, softcap=None):
     return jnp.sum(weights * (nll + z_loss * log_z**2))
 
 
+@pytest.mark.parametrize("axes", ["DV", "VD"])
 @pytest.mark.parametrize(
     ("chunk", "z_loss", "softcap"),
     [(1024, 0.0, None), (16, 0.0, None), (40, 1e-2, None), (40, 1e-2, 3.0), (1, 0.0, None)],
 )
-def test_loss_and_gradients_are_those_of_the_plain_loss_for_any_chunk(chunk, z_loss, softcap):
+def test_loss_and_gradients_are_those_of_the_plain_loss_for_any_chunk(chunk, z_loss, softcap, axes):
     args = inputs()
-    ours = functools.partial(cross_entropy, chunk=chunk, z_loss=z_loss, softcap=softcap)
-    total, grads = jax.jit(jax.value_and_grad(lambda *a: 3.0 * ours(*a)[0], (0, 1)))(*args)
+
+    def ours(hidden, kernel, *rest):
+        kernel = kernel.T if axes == "VD" else kernel
+        return 3.0 * cross_entropy(hidden, kernel, *rest, axes=axes, chunk=chunk, z_loss=z_loss, softcap=softcap)[0]
+
+    total, grads = jax.jit(jax.value_and_grad(ours, (0, 1)))(*args)
     expected, expected_grads = jax.value_and_grad(lambda *a: 3.0 * plain(*a, z_loss=z_loss, softcap=softcap), (0, 1))(
         *args
     )
