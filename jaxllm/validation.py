@@ -129,6 +129,7 @@ RANGES: dict[str, Range] = {
     "train.ema_decay": INSIDE,
     "eval.every": NOT_NEGATIVE,
     "eval.max_tokens": COUNT,
+    "eval.last_tokens": COUNT,
     "eval.task_rows": COUNT,
     "eval.sample_tokens": NOT_NEGATIVE,
     "checkpoint.every": NOT_NEGATIVE,

@@ -4,8 +4,8 @@
     jaxllm eval runs/distill_rationales --held-out configs/sft/distill_rationales.py --metrics number --limit 100
 
 A prefix says which of the two is wanted, as published; the loss is that of the answers plus `loss_weight` times that of
-the rationales, both in equal numbers. At inference the model answers without a rationale. Each task is split by itself:
-of a held-out answer the rationale may be trained, so that what this recipe holds out compares runs of one kind only.
+the rationales, both in equal numbers. At inference the model answers without a rationale. Of a held-out question
+neither is trained on.
 
 Result: not yet measured.
 """
@@ -36,6 +36,7 @@ def gsm8k(task: str, completion: str, loss_weight: float) -> SourceConfig:
         prompt=f"[{task}] {{{{ question }}}}",
         completion=completion,
         task=task,
+        group_field="question",
         loss_weight=loss_weight,
     )
 

@@ -59,9 +59,9 @@ def recipe() -> RunConfig:
         data=DATA,
         objective=ObjectiveConfig(kind="sft"),
         optimizer=OptimizerConfig(
-            learning_rate=5e-5, weight_decay=0.0, schedule=ScheduleConfig(kind="linear", warmup_steps=20)
+            learning_rate=1e-4, weight_decay=0.0, schedule=ScheduleConfig(kind="linear", warmup_steps=10)
         ),
-        train=TrainConfig(steps=300, batch_size=4),
-        eval=EvalConfig(every=0, max_tokens=40_000, prompts=()),
-        checkpoint=CheckpointConfig(every=100, keep=1),
+        train=TrainConfig(steps=150, batch_size=4, compute_dtype="bfloat16"),
+        eval=EvalConfig(every=0, max_tokens=40_000, last_tokens=40_000, prompts=()),
+        checkpoint=CheckpointConfig(every=50, keep=1),
     )

@@ -61,6 +61,9 @@ class SourceConfig:
     """The field that holds the task of each record: every task then has a part of its own in the mixture."""
     held_out_tasks: tuple[str, ...] = ()
     """Tasks of `task_field` that are never trained on: all their records are held out."""
+    group_field: str | None = None
+    """The field that tells which records belong together, such as a question that several of them, of this source or
+    another, are made from: those of one value are all trained on or all held out."""
     weight: float = 1.0
     """This source's share of the training rows, relative to the other sources; see also `mixture`."""
     loss_weight: float = 1.0

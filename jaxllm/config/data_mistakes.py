@@ -37,7 +37,7 @@ def _source(source: SourceConfig, where: str) -> Iterator[str]:
         yield f"{where}.weight = {source.weight}: must be at least 0"
     if not 0 < source.loss_weight < math.inf:
         yield f"{where}.loss_weight = {source.loss_weight}: must be above 0; to leave a source out, set its weight to 0"
-    for field, off in (("format", "text"), ("target_field", None), ("task_field", None)):
+    for field, off in (("format", "text"), ("target_field", None), ("task_field", None), ("group_field", None)):
         if getattr(source, field) != off and source.kind not in OF_RECORDS:
             kinds = "'jsonl', 'parquet' and 'tfds' have"
             yield f"{where}.{field} = {getattr(source, field)!r}: kind {source.kind!r} has no fields; {kinds}"

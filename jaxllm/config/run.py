@@ -107,7 +107,9 @@ class EvalConfig:
     every: int = 250
     """Steps between evaluations, which also come before each checkpoint that is due; 0 evaluates at the end only."""
     max_tokens: int = 200_000
-    """Tokens in one periodic evaluation; the last one always reads the whole held-out set."""
+    """Tokens in one periodic evaluation."""
+    last_tokens: int | None = None
+    """Tokens in the last one, but those of a periodic one at least; none reads the whole held-out set."""
     tasks: bool = True
     """Where there are several tasks, measure each before training and after it (`tasks.jsonl`, `tasks.png`)."""
     task_rows: int = 8

@@ -32,6 +32,8 @@ class Document:
     """The name tells where the text stands, and is another's when text is put before it: a line, a row, a part."""
     task: str | None = field(default=None, kw_only=True)
     """What the field of tasks says, where the source has one."""
+    group: str | None = field(default=None, kw_only=True)
+    """Documents of one group are on the same side of the split."""
     chat: Chat | None = field(default=None, kw_only=True)
     """The conversation, of which `text` is all that is said in it."""
 
@@ -109,17 +111,22 @@ class Records(Protocol):
         """Raises as that of a `Source` does."""
 
 
-def task_of(record: Record, task_field: str | None) -> str | None:
-    """The task that a record names, if a field is to name it.
+def marks_of(record: Record, task_field: str | None, group_field: str | None) -> tuple[str | None, str | None]:
+    """The task and the group of a document that a record names, each if a field is to name it.
 
     Raises:
         BadRow: it does not.
     """
-    if task_field is None:
+    task = _mark(record, task_field, "the name of a task")
+    return task, _mark(record, group_field, "the name of a group")
+
+
+def _mark(record: Record, named: str | None, what: str) -> str | None:
+    if named is None:
         return None
-    task = record.fields.get(task_field)
-    if isinstance(task, bytes):
-        task = checked_text(task, f"{record.where}, field '{task_field}'")
-    if task in (None, "") or not isinstance(task, str | int):
-        raise BadRow(f"{record.where}, field '{task_field}': expected the name of a task, got {task!r:.60}")
-    return str(task)
+    mark = record.fields.get(named)
+    if isinstance(mark, bytes):
+        mark = checked_text(mark, f"{record.where}, field '{named}'")
+    if mark in (None, "") or not isinstance(mark, str | int):
+        raise BadRow(f"{record.where}, field '{named}': expected {what}, got {mark!r:.60}")
+    return str(mark)

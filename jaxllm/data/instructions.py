@@ -7,7 +7,7 @@ from typing import Any
 from jaxllm.config import SourceConfig, UserError
 from jaxllm.data.cache import key_of
 from jaxllm.data.conversations import conversation, said
-from jaxllm.data.document import BadRow, Document, Records, task_of
+from jaxllm.data.document import BadRow, Document, Records, marks_of
 from jaxllm.data.rendering import Renderers
 
 CHUNK = 512
@@ -41,7 +41,7 @@ class Instructions:
 
     def fingerprint(self) -> str:
         source = self._source
-        shape = [source.format, source.prompt, source.completion, source.system, source.task_field]
+        shape = [source.format, source.prompt, source.completion, source.system, source.task_field, source.group_field]
         return key_of(["instructions", shape, self._records.fingerprint()])
 
     def __len__(self) -> int:
@@ -81,10 +81,10 @@ class Instructions:
             if wrong := [value for value in made.values() if isinstance(value, BadRow)]:
                 raise wrong[0]
             chat = conversation({**record.fields, **made}, self._source, record.where)
-            task = task_of(record, self._source.task_field)
+            task, group = marks_of(record, self._source.task_field, self._source.group_field)
         except BadRow as error:
             return error
-        return Document(record.name, said(chat), named_by_place=True, task=task, chat=chat)
+        return Document(record.name, said(chat), named_by_place=True, task=task, group=group, chat=chat)
 
     def _render(self, key: str, template: str, variables: Sequence[Mapping[str, Any]]) -> list[str | UserError]:
         """The text for each of the variables, or why there is none."""

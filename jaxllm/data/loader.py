@@ -130,6 +130,10 @@ class Loader:
         return sum(map(self.examples.filled, self.plans)) / (sum(map(len, self.plans)) * places)
 
     @property
+    def held_out_rows(self) -> int:
+        return len(self._held_out)
+
+    @property
     def held_out_pairs(self) -> int:
         """Tokens, or pairs of neighbours, in held-out rows."""
         return sum(plan.pairs for plan in self.validation_plans)

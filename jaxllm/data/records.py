@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxllm.config import UserError
 from jaxllm.data.cache import key_of
-from jaxllm.data.document import BadRow, Document, Record, Records, checked_text, task_of
+from jaxllm.data.document import BadRow, Document, Record, Records, checked_text, marks_of
 from jaxllm.data.files import Content, File, Files, unreadable
 
 
@@ -126,7 +126,8 @@ class TextRecords:
     """Documents: the text in one field of each record, and the target in another if there is one."""
 
     def __init__(self, records: Records, wanted: Mapping[str, str]):
-        """`wanted` are the names of fields by the options that gave them: `field`, `target_field`, `task_field`."""
+        """`wanted` are the names of fields by the options that gave them: `field`, `target_field`, `task_field`,
+        `group_field`."""
         self._records, self._wanted = records, wanted
         self._texts = [wanted[option] for option in ("field", "target_field") if option in wanted]
 
@@ -141,7 +142,8 @@ class TextRecords:
         if missing := missing_field(record.where, self._wanted, record.fields):
             raise BadRow(missing)
         texts = (checked_text(record.fields[field], f"{record.where}, field '{field}'") for field in self._texts)
-        return Document(record.name, *texts, named_by_place=True, task=task_of(record, self._wanted.get("task_field")))
+        task, group = marks_of(record, self._wanted.get("task_field"), self._wanted.get("group_field"))
+        return Document(record.name, *texts, named_by_place=True, task=task, group=group)
 
 
 def missing_field(where: str, wanted: Mapping[str, str], there: Iterable[str]) -> str | None:

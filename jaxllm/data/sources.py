@@ -29,7 +29,7 @@ def open_source(config: SourceConfig, root: Path) -> Source:
         raise UserError(f"a source of kind '{config.kind}' needs a path; set data.sources.N.path")
     if config.format != "text":
         return Instructions(_records(config, config.path, None), config)
-    options = ("field", "target_field", "task_field")
+    options = ("field", "target_field", "task_field", "group_field")
     wanted = {option: name for option in options if (name := getattr(config, option)) is not None}
     if config.kind in ("text", "code"):
         files = find_files(config.kind, config.path)

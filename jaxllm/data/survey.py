@@ -83,10 +83,11 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
     """Reads every document once; `progress` shows a bar.
 
     A document is held out if the hash of its name, as a number from 0 to 1, is below `split.fraction`; that of
-    its text, where the name is only its place. Adding, removing or reordering documents therefore moves no other
-    across the split, but for a text of which there was one and then are several: of equal texts the first is kept, on
-    the side that the hash of the text says. If one side would be empty, it is given the document whose hash is nearest
-    to it. Of the tasks that `split` names all documents are held out.
+    its text, where the name is only its place; that of its group, if it has one. Adding, removing or reordering
+    documents therefore moves no other across the split, but for a text of which there was one and then are several: of
+    equal texts the first is kept, on the side that the hash of the text (or of the first one's group) says. If one side
+    would be empty, it is given the document whose hash is nearest to it. Of the tasks that `split` names all documents
+    are held out.
 
     Raises:
         UserError: no document, or only one where some must be held out; no task of a name that `split` has; a source
@@ -110,13 +111,14 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
             digest = hashlib.blake2b(document.content, digest_size=16).digest()
             if digest in kept:
                 duplicates += 1
-                share[kept[digest]] = share_of(document.text)
+                if document.group is None:
+                    share[kept[digest]] = share_of(document.text)
             else:
                 kept[digest] = len(size)
                 source.append(s)
                 index.append(i)
                 size.append(sum(len(part.encode()) for part in document.parts))
-                share.append(share_of(document.text if document.named_by_place else document.name))
+                share.append(share_of(_decides(document)))
                 task.append(tasks.setdefault((s, document.task), len(tasks)))
     if not skip_bad:
         bad.refuse()
@@ -135,6 +137,12 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
         empty=empty,
         bad=bad,
     )
+
+
+def _decides(document: Document) -> str:
+    if document.group is not None:
+        return document.group
+    return document.text if document.named_by_place else document.name
 
 
 def share_of(text: str) -> float:

@@ -1,9 +1,10 @@
 """Loss on held-out text."""
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, pairwise, takewhile
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -13,7 +14,14 @@ from jaxllm.config import RunConfig
 from jaxllm.data.loader import Batch, Loader
 from jaxllm.objectives.token_loss import token_loss
 from jaxllm.sharding.placement import own_rows, place
+from jaxllm.sharding.rules import BATCH
+from jaxllm.train.report import duration
 from jaxllm.train.step import make_model
+
+Part = TypeVar("Part")
+
+SAID_EVERY = 30.0
+"""Seconds between lines that tell how far a long evaluation is."""
 
 
 class HeldOut(NamedTuple):
@@ -59,6 +67,7 @@ class Evaluator:
         loader: Loader,
         mesh: Mesh,
         stop: Callable[[], bool],
+        say: Callable[[str], None],
     ):
         """
         Args:
@@ -66,13 +75,17 @@ class Evaluator:
             loader: has the held-out rows.
             mesh: where batches are put; each process makes the rows of its own devices.
             stop: is asked before each batch whether to leave it.
+            say: is told every half a minute how far a long evaluation is.
         """
-        self._loader, self._mesh, self._stop = loader, mesh, stop
+        self._loader, self._mesh, self._stop, self._say = loader, mesh, stop, say
         self._pairs, self._is_text = loader.held_out_pairs, config.objective.kind == "causal"
         # As many rows as a microbatch has: what the training step has memory for, and what the mesh divides.
         self._rows = config.train.batch_size // config.train.accumulate
-        self._part = max(1, config.eval.max_tokens // (self._rows * config.data.sequence_length))
-        self._own = own_rows(mesh, self._rows)
+        self._cut = math.prod(mesh.shape[axis] for axis in BATCH[0])
+        self._all = -(-loader.held_out_rows // self._rows)
+        self._part = self._batches(config, config.eval.max_tokens)
+        last = config.eval.last_tokens
+        self._last = self._all if last is None else max(self._part, self._batches(config, last))
         self._task_rows, self._most_tokens = config.eval.task_rows, config.eval.max_tokens
         model, chunk = make_model(config), config.train.loss_chunk
 
@@ -82,17 +95,28 @@ class Evaluator:
 
         self._sums = jax.jit(sums)
 
-    def __call__(self, params: Tree, whole: bool) -> tuple[HeldOut | None, HeldOut | None]:
-        """The capped part of the held-out set, always the same; and, if `whole`, all of it.
+    def _batches(self, config: RunConfig, tokens: int) -> int:
+        return min(self._all, max(1, tokens // (self._rows * config.data.sequence_length)))
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the last evaluation is of the whole held-out set."""
+        return self._last == self._all
+
+    def __call__(self, params: Tree, is_last: bool) -> tuple[HeldOut | None, HeldOut | None]:
+        """The capped part of the held-out set, always the same; and, if it `is_last`, all that this one reads.
 
         Both are none where nothing is held out, and when it was stopped.
         """
-        batches = self._loader.validation_batches(self._rows, self._own)
-        part = self._sum(params, islice(batches, self._part))
-        rest = self._sum(params, batches if whole else ())
+        batches = self._loader.validation_batches(self._rows, own_rows(self._mesh, self._rows))
+        part = self._sum(params, islice(batches, self._part), self._rows)
+        rest = HeldOut(0.0, 0, part.bytes and 0.0)
+        if is_last:
+            more = self._last - self._part
+            rest = self._sum(params, self._told(islice(batches, more), "the last evaluation", more), self._rows)
         if not part.tokens or self._stop():
             return None, None
-        return part, part.joined(rest) if whole else None
+        return part, part.joined(rest) if is_last else None
 
     def tasks(self, params: Tree) -> list[HeldOut | None] | None:
         """The first held-out rows of each task, always the same; none of a task that has no such row.
@@ -102,14 +126,25 @@ class Evaluator:
         tasks = len(self._loader.corpus.tasks)
         rows = max(1, min(self._task_rows, self._most_tokens // (tasks * self._loader.sequence_length)))
         found: list[HeldOut | None] = []
-        for task in range(tasks):
-            result = self._sum(params, self._loader.task_batches(task, rows, self._rows, self._own))
+        few = min(self._rows, -(-rows // self._cut) * self._cut)  # no more than the mesh needs: most of them are empty
+        for task in self._told(range(tasks), "the loss of each task", tasks):
+            result = self._sum(params, self._loader.task_batches(task, rows, few, own_rows(self._mesh, few)), few)
             found.append(result if result.tokens else None)
         return None if self._stop() else found
 
-    def _sum(self, params: Tree, batches: Iterable[Batch]) -> HeldOut:
+    def _told(self, parts: Iterable[Part], what: str, total: int) -> Iterator[Part]:
+        """The same, while it is said how many of them are done."""
+        began = said = time.monotonic()
+        for done, part in enumerate(parts):
+            now = time.monotonic()
+            if now - said > SAID_EVERY:
+                self._say(f"{what}: {done:,} of {total:,}, {duration((now - began) * (total / done - 1))} left")
+                said = now
+            yield part
+
+    def _sum(self, params: Tree, batches: Iterable[Batch], rows: int) -> HeldOut:
         nats, tokens = 0.0, 0  # on the host: float32 would lose tokens of a large set
-        placed = (place(b, self._mesh, self._rows) for b in takewhile(lambda _: not self._stop(), batches))
+        placed = (place(b, self._mesh, rows) for b in takewhile(lambda _: not self._stop(), batches))
         running = (self._sums(params, batch) for batch in placed)
         for (nll, weight), _ in pairwise(chain(running, (None,))):  # one late: the device has work meanwhile
             nats, tokens = nats + float(nll), tokens + int(weight)

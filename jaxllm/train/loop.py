@@ -148,7 +148,7 @@ class _Loop:
         self.report, self.checkpoints, self.stopping, self.processes = report, checkpoints, stopping, processes
         self.mesh = make_mesh(config.mesh)
         self.rows = own_rows(self.mesh, config.train.batch_size)
-        self.evaluator = Evaluator(config, loader, self.mesh, self.stopping)
+        self.evaluator = Evaluator(config, loader, self.mesh, self.stopping, self.report.say)
         names = [task.name for task in loader.corpus.tasks]
         self.forgetting = Forgetting(config, folder, names, self.evaluator, report)
         self.profile = contextlib.ExitStack()
@@ -270,10 +270,11 @@ class _Loop:
                 self.save(held_out)
             self.meter.restart()
 
-    def evaluate(self, whole: bool = False) -> HeldOut | None:
-        """Writes down and returns the loss on the capped part of the held-out text; if `whole`, also on all of it."""
-        part, everything = self.evaluator(self.params, whole)
-        for prefix, name, result in (("held_out", "held out", part), ("final", "held out, all of it", everything)):
+    def evaluate(self, is_last: bool = False) -> HeldOut | None:
+        """Writes down and returns the loss on the capped part of the held-out text; at last also on the rest of it."""
+        part, more = self.evaluator(self.params, is_last)
+        name_of_last = "held out, all of it" if self.evaluator.reads_all else "held out, at last"
+        for prefix, name, result in (("held_out", "held out", part), ("final", name_of_last, more)):
             if result is not None:
                 self.write(result.metrics(prefix))
                 bits = result.bits_per_byte
@@ -297,7 +298,7 @@ class _Loop:
         elif self.is_written("final_loss"):
             self.report.say(f"this run has already reached its last step, {step}; --name starts another")
         else:
-            held_out = self.evaluate(whole=True)
+            held_out = self.evaluate(is_last=True)
             self.forgetting.measure(self.params, "after", self.processes.is_first)
         self.checkpoints.wait()
         if step not in self.checkpoints.agreed_steps():

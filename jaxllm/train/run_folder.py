@@ -140,7 +140,8 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
 def create(folder: Path, config: RunConfig, tokenizer: Path, template: "ChatTemplate | None" = None) -> None:
     """Makes a run folder with a configuration and a copy of a tokenizer, whole or not at all.
 
-    Its chat template is the one that is given, or else that beside the tokenizer.
+    Its chat template is the one that is given, or else that beside the tokenizer. What the publishers of a base say of
+    its use, in `generation_config.json`, holds for the run too.
 
     A run that is there but has no checkpoint yet is made anew; its log is kept.
 
@@ -163,10 +164,13 @@ def create(folder: Path, config: RunConfig, tokenizer: Path, template: "ChatTemp
             template.save(writing)
         elif own.is_file():
             shutil.copyfile(own, writing / own.name)
+        if config.base is not None and (said := user_path(config.base) / "generation_config.json").is_file():
+            shutil.copyfile(said, writing / said.name)
         if is_run_folder(folder):
             with alone(folder):
-                for old in (*folder.glob("tokenizer*"), *folder.glob("chat_template.jinja")):
-                    old.unlink()
+                for copied in ("tokenizer*", "chat_template.jinja", "generation_config.json"):
+                    for old in folder.glob(copied):
+                        old.unlink()
                 shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
                 for new in writing.iterdir():
                     os.replace(new, folder / new.name)

@@ -1,6 +1,7 @@
 """Sources of conversations, from files to the corpus."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,10 +220,20 @@ def test_whole_tasks_are_held_out(write, model_path):
         prepared(write(rows, task_field="task", held_out_tasks=("a", "b", "c")), model=model_path)
 
 
+def test_records_of_one_group_are_on_one_side_of_the_split_whatever_their_source(write, model_path):
+    rows = [{"prompt": f"ask {i}", "completion": "x", "of": f"question {i}"} for i in range(60)]
+    sources = (write(rows, "asked.jsonl", group_field="of"), write(rows[:40], "other.jsonl", group_field="of"))
+    told = [replace(source, system=system) for source, system in zip(sources, (None, "Be brief."), strict=True)]
+    corpus = prepared(*told, model=model_path, validation_fraction=0.3)
+    first, second = ({int(v.name(d).rpartition(":")[2]) for d in range(len(v))} for v in corpus.validation)
+    assert 5 < len(first) < 30
+    assert second == {line for line in first if line <= 40}
+    with pytest.raises(UserError, match=r"rows.jsonl:1, field 'from': expected the name of a group, got None"):
+        prepared(write(rows, group_field="from"), model=model_path)
+
+
 def test_tasks_of_one_name_in_two_sources_are_told_apart(write, model_path):
     first, second = (write([{"prompt": f"{n} {i}", "completion": "x"} for i in range(3)], f"{n}.jsonl") for n in "ab")
-    from dataclasses import replace
-
     corpus = prepared(replace(first, task="t"), replace(second, task="t"), model=model_path)
     assert [task.name for task in corpus.tasks] == ["t (data.sources.0)", "t (data.sources.1)"]
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -30,12 +31,12 @@ def params(recipe):
     return nest({path: rng.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in table.items()})
 
 
-def evaluate(recipe, loader, params, whole=True, stop=lambda: False):
+def evaluate(recipe, loader, params, is_last=True, stop=lambda: False):
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
-        evaluator = Evaluator(recipe, loader, mesh, stop)
+        evaluator = Evaluator(recipe, loader, mesh, stop, print)
         specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(parameter_table(recipe.model)))
-        return evaluator(jax.device_put(params, specs), whole)
+        return evaluator(jax.device_put(params, specs), is_last)
 
 
 def test_the_whole_is_every_held_out_token_and_byte_and_the_part_its_first_batches(recipe, loader, params):
@@ -56,7 +57,10 @@ def test_the_whole_is_every_held_out_token_and_byte_and_the_part_its_first_batch
     assert whole.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / loader.corpus.held_out_bytes, rel=1e-6)
     assert part.nats == pytest.approx(nats[0], rel=1e-6)
     assert part.bytes == pytest.approx(whole.bytes * part.tokens / whole.tokens)
-    assert evaluate(recipe, loader, params, whole=False) == (part, None)
+    assert evaluate(recipe, loader, params, is_last=False) == (part, None)
+    two = 2 * recipe.train.batch_size * recipe.data.sequence_length
+    capped = replace(recipe, eval=replace(recipe.eval, last_tokens=two))
+    assert evaluate(capped, loader, params)[1].nats == pytest.approx(sum(nats[:2]), rel=1e-6)
 
 
 def test_a_run_evaluates_the_moving_average_that_it_keeps(recipe, loader, uninterrupted):

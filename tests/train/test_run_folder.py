@@ -35,6 +35,14 @@ def test_a_new_run_takes_the_configured_tokenizer_and_a_started_one_its_own_copy
         enter(folder, config, False)
 
 
+def test_a_tuned_run_keeps_what_is_said_of_the_use_of_its_base(tmp_path, tokenizer):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    for base in (None, str(tmp_path / "base"), None):
+        create(tmp_path / "run", RunConfig(base=base), tokenizer)
+        assert (tmp_path / "run" / "generation_config.json").exists() == (base is not None)
+
+
 def test_saved_paths_lead_to_the_same_files_from_any_folder(tmp_path, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sources = (SourceConfig(kind="text", path="texts/*.txt"), SourceConfig(kind="tfds", path="a/b"), SourceConfig())
