@@ -227,11 +227,9 @@ def test_every_objective_has_runs_that_are_in_order(kind):
             "data.sources.1.format = 'auto': kind 'stdlib' has no fields; 'jsonl', 'parquet' and 'tfds' have",
         ),
         (chats(prompt="{{ x }}"), r"data.sources.0.prompt = '\{\{ x \}\}': format 'auto' does not read it"),
+        (chats(tasks=("a",)), r"tasks = \('a',\): needs data.sources.0.task_field, which tells"),
         (chats(held_out_tasks=("a",)), r"held_out_tasks = \('a',\): needs data.sources.0.task_field, which tells"),
-        (
-            chats(task="a", task_field="b"),
-            "data.sources.0.task = 'a': data.sources.0.task_field names the task of",
-        ),
+        (chats(task="a", task_field="b"), "data.sources.0.task = 'a': data.sources.0.task_field names the task of"),
         (chats(loss_weight=0.0), "data.sources.0.loss_weight = 0.0: must be above 0; to leave a source out, set its"),
         (sources(SourceConfig(system="s")), "data.sources.0.system = 's': format 'text' has no messages; None would"),
         (

@@ -59,6 +59,8 @@ class SourceConfig:
     """What its documents are called in the mixture and in evaluation; none is the name of the file, or the kind."""
     task_field: str | None = None
     """The field that holds the task of each record: every task then has a part of its own in the mixture."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of `task_field` whose records are read; none reads those of all."""
     held_out_tasks: tuple[str, ...] = ()
     """Tasks of `task_field` that are never trained on: all their records are held out."""
     group_field: str | None = None

@@ -47,8 +47,9 @@ def _source(source: SourceConfig, where: str) -> Iterator[str]:
             yield f"{given}: format {source.format!r} does not read it; 'prompt_completion' does"
     if source.system is not None and not gives_conversations(source):
         yield f"{where}.system = {source.system!r:.60}: format 'text' has no messages; None would do"
-    if source.held_out_tasks and source.task_field is None:
-        yield f"{where}.held_out_tasks = {source.held_out_tasks!r:.60}: needs {where}.task_field, which tells the tasks"
+    for field in ("tasks", "held_out_tasks"):
+        if (named := getattr(source, field)) and source.task_field is None:
+            yield f"{where}.{field} = {named!r:.60}: needs {where}.task_field, which tells the tasks"
     if source.task is not None and source.task_field is not None:
         yield f"{where}.task = {source.task!r}: {where}.task_field names the task of each record; None would do"
 

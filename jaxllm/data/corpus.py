@@ -95,7 +95,7 @@ def prepare_corpus(data: DataConfig, tokenizer: TokenizerConfig, progress: bool 
     root = cache_root(data.cache_dir)
     sources = [open_source(source, root) for source in data.sources]
     prints = [source.fingerprint() for source in sources]
-    split = Split(data.validation_fraction, [source.held_out_tasks for source in data.sources])
+    split = Split.of(data)
     text_key = [prints, dataclasses.astuple(split)]
     # Both folders below may need it, and neither does when both are there.
     found = functools.cache(lambda: survey(sources, split, skip_bad=data.skip_bad, progress=progress))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxllm.config import UserError
+from jaxllm.config import DataConfig, UserError
 from jaxllm.data.document import BadRow, Document, Source
 from jaxllm.data.progress import track
 
@@ -52,6 +52,14 @@ class Split:
     """The share of them."""
     tasks: Sequence[Sequence[str]] = ()
     """Of each source, tasks of which all are."""
+    only: Sequence[Sequence[str]] = ()
+    """Of each source, the tasks that are kept; those of all, if it is empty."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Split":
+        """That of a configuration."""
+        held_out, kept = zip(*((source.held_out_tasks, source.tasks) for source in data.sources), strict=True)
+        return cls(data.validation_fraction, held_out, kept)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
     """
     source, index, size, share, task = array("i"), array("q"), array("q"), array("d"), array("i")
     tasks: dict[tuple[int, str | None], int] = {}
+    there: list[set[str]] = [set() for _ in sources]
+    only = split.only or [()] * len(sources)
     kept: dict[bytes, int] = {}
     duplicates = empty = 0
     bad = BadRows(of=sum(map(len, sources)))
@@ -105,6 +115,10 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
             except BadRow as error:
                 bad = bad.joined(str(error))
                 continue
+            if document.task is not None:
+                there[s].add(document.task)
+                if only[s] and document.task not in only[s]:
+                    continue
             if not document.parts[-1]:
                 empty += 1
                 continue
@@ -122,10 +136,12 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
                 task.append(tasks.setdefault((s, document.task), len(tasks)))
     if not skip_bad:
         bad.refuse()
+    _check_names("tasks", split.only, there)
+    _check_names("held_out_tasks", split.tasks, there)
     if not size:
         left_out = f"{empty} empty documents" + (f", {bad.count} bad ones" if bad.count else "")
         raise UserError(f"the data is empty: the sources hold no text ({left_out})")
-    whole = _whole_tasks(list(tasks), split.tasks)
+    whole = np.array([s < len(split.tasks) and task in split.tasks[s] for s, task in tasks])
     return Survey(
         source=np.frombuffer(source, np.int32),
         index=np.frombuffer(index, np.int64),
@@ -150,21 +166,18 @@ def share_of(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
-def _whole_tasks(tasks: Sequence[tuple[int, str | None]], named: Sequence[Sequence[str]]) -> np.ndarray:
-    """Which tasks are held out whole, bool [tasks].
-
+def _check_names(field: str, named: Sequence[Sequence[str]], there: Sequence[set[str]]) -> None:
+    """
     Raises:
         UserError: a name that no task of its source has.
     """
     for s, names in enumerate(named):
-        there = [task for source, task in tasks if source == s and task is not None]
         for name in names:
-            if name not in there:
-                near = difflib.get_close_matches(name, there, n=3, cutoff=0.0)
+            if name not in there[s]:
+                near = difflib.get_close_matches(name, sorted(there[s]), n=3, cutoff=0.0)
                 raise UserError(
-                    f"data.sources.{s}.held_out_tasks: there is no task {name!r}; the nearest are {', '.join(near)}"
+                    f"data.sources.{s}.{field}: there is no task {name!r}; the nearest are {', '.join(near)}"
                 )
-    return np.array([s < len(named) and task in named[s] for s, task in tasks])
 
 
 def _held_out(share: np.ndarray, fraction: float, whole: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ def held_out_rows(data: DataConfig, progress: bool = False) -> list[Row]:
     """
     root = cache_root(data.cache_dir)
     sources = [open_source(source, root) for source in data.sources]
-    split = Split(data.validation_fraction, [source.held_out_tasks for source in data.sources])
+    split = Split.of(data)
     found = survey(sources, split, skip_bad=data.skip_bad, progress=progress)
     rows = []
     for task, held_out, document in kept_documents(sources, found):

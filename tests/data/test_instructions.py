@@ -206,7 +206,7 @@ def test_documents_lie_by_tasks_each_with_its_own(write, model_path):
     assert sorted(seen) == list(range(1, 61))
 
 
-def test_whole_tasks_are_held_out(write, model_path):
+def test_tasks_are_chosen_and_held_out_whole(write, model_path):
     rows = [{"prompt": f"p {i}", "completion": "x", "task": "abc"[i % 3]} for i in range(60)]
     for fraction in (0.0, 0.2):
         source = write(rows, task_field="task", held_out_tasks=("b",))
@@ -216,6 +216,13 @@ def test_whole_tasks_are_held_out(write, model_path):
         assert all(train > 0 and (held_out > 0) == (fraction > 0) for train, held_out in (counts[0], counts[2]))
     with pytest.raises(UserError, match=r"data\.sources\.0\.held_out_tasks: there is no task 'd'; the nearest are "):
         prepared(write(rows, task_field="task", held_out_tasks=("d",)), model=model_path)
+    some = prepared(write(rows, task_field="task", tasks=("c", "a")), model=model_path)
+    assert [(task.name, len(documents)) for task, documents in zip(some.tasks, some.train, strict=True)] == [
+        ("a", 20),
+        ("c", 20),
+    ]
+    with pytest.raises(UserError, match=r"data\.sources\.0\.tasks: there is no task 'd'; the nearest are "):
+        prepared(write(rows, task_field="task", tasks=("a", "d")), model=model_path)
     with pytest.raises(UserError, match="are all that there are: leave one to train on"):
         prepared(write(rows, task_field="task", held_out_tasks=("a", "b", "c")), model=model_path)
 

@@ -1,0 +1,68 @@
+"""What experiments share that train recipes and ask the models: commands of `jaxllm`, measured as they run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+JAXLLM = Path(sys.executable).with_name("jaxllm")
+
+
+def run(*words: str | Path) -> dict[str, float]:
+    """Runs `jaxllm` with these words to its end; its seconds and its peak of memory in MiB."""
+    command = [str(JAXLLM), *map(str, words)]
+    print(*command[1:4], flush=True)
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        _, status, used = os.wait4(process.pid, 0)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if status:
+        sys.exit(f"this command failed: {' '.join(command)}")
+    return {"seconds": time.perf_counter() - began, "peak_mib": used.ru_maxrss / 1024}
+
+
+def train(folder: Path, recipe: str, *overrides: str | Path) -> dict[str, float]:
+    """Trains a recipe in that folder, or what is left of the run that is there."""
+    if (folder / "config.json").exists():
+        return run("train", folder)
+    return run("train", recipe, "--output", folder, "--eval.no-tasks", *overrides)
+
+
+def ask(model: Path, recipe: str, out: Path, metric: str, tasks: Sequence[str], limit: int) -> dict[str, Any]:
+    """The mean over tasks of a metric of short answers to what a recipe holds out: `mean`, `stderr` and `rows`."""
+    asked = ("--held-out", recipe, "--metrics", metric, "--max-new-tokens", "24", "--dtype", "bfloat16")
+    run("eval", model, *asked, "--limit", str(limit), "--out", out, "--tasks", *tasks)
+    return json.loads(out.read_text())["mean"][metric]
+
+
+class Results:
+    """A file `results.json` of what was measured, by names; what is there is not measured again."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "results.json"
+        self.all: dict[str, dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def has(self, name: str, kind: str) -> bool:
+        return kind in self.all.get(name, {})
+
+    def add(self, name: str, kind: str, result: Any) -> None:
+        """Writes it down."""
+        self.all.setdefault(name, {})[kind] = result
+        writing = self._path.with_suffix(".writing")
+        writing.write_text(json.dumps(self.all, indent=1))
+        os.replace(writing, self._path)
+
+
+def shown(share: dict[str, Any]) -> str:
+    """A mean in percent, plus or minus its standard error."""
+    return f"{100 * share['mean']:.1f} ± {100 * share['stderr']:.1f}"
