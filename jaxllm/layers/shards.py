@@ -42,9 +42,11 @@ def along_tokens(x_BT: jax.Array, ndim: int) -> NamedSharding | None:
     return sharding and NamedSharding(sharding.mesh, P(*sharding.spec.partitions[:2], *(None,) * (ndim - 2)))
 
 
-def where_it_lies(local: Callable[[jax.Array], jax.Array], x: jax.Array, result: Callable[[P], P]) -> jax.Array:
-    """`local` of what each device holds of `x`, put together as `result` says of the partition of `x`."""
+def where_it_lies(
+    local: Callable[..., jax.Array], x: jax.Array, result: Callable[[P], P], *others: jax.Array
+) -> jax.Array:
+    """`local` of what each device holds of `x` and of others, put together as `result` says of the partition of `x`."""
     sharding = sharding_of(x)
     if sharding is None:
-        return local(x)
-    return jax.shard_map(local, out_specs=result(sharding.spec.partitions))(x)
+        return local(x, *others)
+    return jax.shard_map(local, out_specs=result(sharding.spec.partitions))(x, *others)

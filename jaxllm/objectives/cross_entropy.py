@@ -5,11 +5,11 @@ also computes both gradients chunk by chunk, and the logits are never made twice
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.layers.linear import product_type
@@ -56,20 +56,35 @@ def cross_entropy(
     return total, jnp.sum(weights_BT), {"nll": jax.lax.stop_gradient(nll)}
 
 
-def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """`[B, T, ...] -> [C, B, T / C, ...]`, padded with zeros. Each device chunks the tokens that it holds."""
+def _weighted_first(weights_BT: jax.Array) -> jax.Array:
+    """An order `[B, T]` of the tokens that each device holds, from 0, in which those without weight are last."""
 
-    def local(x: jax.Array) -> jax.Array:
-        short = -x.shape[1] % chunks
-        x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2))
-        return rearrange(x, "B (C T) ... -> C B T ...", C=chunks)
+    def local(weights_BT: jax.Array) -> jax.Array:
+        return jnp.argsort(weights_BT.reshape(-1) == 0).astype(jnp.int32).reshape(weights_BT.shape)
 
-    return where_it_lies(local, x, lambda cut: P(None, *cut))
+    return where_it_lies(local, weights_BT, lambda cut: P(*cut))
 
 
-def _joined(x: jax.Array, tokens: int) -> jax.Array:
-    """The inverse of `_split`, for rows of that many tokens on each device."""
-    return where_it_lies(lambda x: rearrange(x, "C B T ... -> B (C T) ...")[:, :tokens], x, lambda cut: P(*cut[1:]))
+def _split(x: jax.Array, order_BT: jax.Array, chunks: int) -> jax.Array:
+    """`[B, T, ...] -> [C, B, T / C, ...]` in that order, filled up with zeros. Each device has chunks of its own."""
+
+    def local(x: jax.Array, order: jax.Array) -> jax.Array:
+        B, T = order.shape
+        x = x.reshape(B * T, *x.shape[2:])[order.reshape(-1)]
+        x = jnp.pad(x, ((0, B * (-T % chunks)),) + ((0, 0),) * (x.ndim - 1))
+        return x.reshape(chunks, B, -1, *x.shape[1:])
+
+    return where_it_lies(local, x, lambda cut: P(None, *cut), order_BT)
+
+
+def _joined(x: jax.Array, order_BT: jax.Array) -> jax.Array:
+    """The inverse of `_split`."""
+
+    def local(x: jax.Array, order: jax.Array) -> jax.Array:
+        x = x.reshape(-1, *x.shape[3:])[jnp.argsort(order.reshape(-1))]
+        return x.reshape(*order.shape, *x.shape[1:])
+
+    return where_it_lies(local, x, lambda cut: P(*cut[1:]), order_BT)
 
 
 def _rows_and_tokens(hidden_BTD: jax.Array) -> tuple[int, int]:
@@ -109,6 +124,11 @@ def _chunk_loss(
     return total, nll, (logits, log_z, hit, slope)
 
 
+def _where_weighted(add: Callable[..., Any], skip: Callable[..., Any]) -> Callable[..., Any]:
+    """A step over chunks that skips those in which no token has a weight."""
+    return lambda carry, xs: jax.lax.cond(jnp.any(xs[2] != 0), add, skip, carry, xs)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
     options: _Options,
@@ -125,9 +145,12 @@ def _loss(
         total, nll, _ = _chunk_loss(options, kernel, bias_V, *xs)
         return (sums[0] + total, sums[1] + nll), None
 
-    zero = jnp.zeros((), jnp.float32)
-    xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
-    return jax.lax.scan(add, (zero, zero), xs)[0]
+    def skip(sums: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        return sums, None
+
+    zero, order = jnp.zeros((), jnp.float32), _weighted_first(weights_BT)
+    xs = tuple(_split(x, order, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
+    return jax.lax.scan(_where_weighted(add, skip), (zero, zero), xs)[0]
 
 
 def _loss_forward(
@@ -163,14 +186,18 @@ def _loss_forward(
         d_kernel = jnp.einsum("BTD,BTV->DV", x_BTD, d_logits, preferred_element_type=jnp.float32, out_sharding=gradient)
         return (carry[0] + total, carry[1] + nll, carry[2] + d_kernel, d_bias), dx
 
+    def skip(carry: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+        return carry, jnp.zeros_like(xs[0])
+
     zero = jnp.zeros((), jnp.float32)
     shape = kernel.shape[::-1] if is_transposed else kernel.shape
     d_kernel = jax.lax.full(shape, 0, jnp.float32, sharding=gradient)
     start = (zero, zero, d_kernel, None if bias_V is None else jnp.zeros_like(bias_V))
-    xs = tuple(_split(x, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
-    (total, nll, d_kernel, d_bias), dx = jax.lax.scan(add, start, xs)
+    order = _weighted_first(weights_BT)
+    xs = tuple(_split(x, order, chunks) for x in (hidden_BTD, targets_BT, weights_BT))
+    (total, nll, d_kernel, d_bias), dx = jax.lax.scan(_where_weighted(add, skip), start, xs)
     d_kernel = (d_kernel.T if is_transposed else d_kernel).astype(kernel_dtype)
-    return (total, nll), (_joined(dx, _rows_and_tokens(hidden_BTD)[1]), d_kernel, d_bias)
+    return (total, nll), (_joined(dx, order), d_kernel, d_bias)
 
 
 def _loss_backward(
