@@ -128,6 +128,7 @@ RANGES: dict[str, Range] = {
     "train.z_loss": NOT_NEGATIVE,
     "train.ema_decay": INSIDE,
     "eval.every": NOT_NEGATIVE,
+    "data.passage_words": COUNT,
     "eval.max_tokens": COUNT,
     "eval.last_tokens": COUNT,
     "eval.task_rows": COUNT,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -30,11 +31,11 @@ def run(*words: str | Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "peak_mib": used.ru_maxrss / 1024}
 
 
-def train(folder: Path, recipe: str, *overrides: str | Path) -> dict[str, float]:
-    """Trains a recipe in that folder, or what is left of the run that is there."""
+def train(folder: Path, recipe: str, *overrides: str | Path) -> dict[str, float | None]:
+    """Trains a recipe in that folder; or what is left of the run that is there, whose cost is then not known."""
     if (folder / "config.json").exists():
-        return run("train", folder)
-    return run("train", recipe, "--output", folder, "--eval.no-tasks", *overrides)
+        return dict.fromkeys(run("train", folder))
+    return {**run("train", recipe, "--output", folder, "--eval.no-tasks", *overrides)}
 
 
 def ask(model: Path, recipe: str, out: Path, metric: str, tasks: Sequence[str], limit: int) -> dict[str, Any]:
@@ -47,10 +48,14 @@ def ask(model: Path, recipe: str, out: Path, metric: str, tasks: Sequence[str], 
 class Results:
     """A file `results.json` of what was measured, by names; what is there is not measured again."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **options: Any):
+        """`options` are what all results depend on; a folder holds those of one choice."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "results.json"
-        self.all: dict[str, dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._path, self._options = folder / "results.json", options
+        found = json.loads(self._path.read_text()) if self._path.exists() else {"options": options, "results": {}}
+        if found["options"] != options:
+            sys.exit(f"'{self._path}' is of {found['options']}, not of {options}; another folder would do")
+        self.all: dict[str, dict[str, Any]] = found["results"]
 
     def has(self, name: str, kind: str) -> bool:
         return kind in self.all.get(name, {})
@@ -59,10 +64,12 @@ class Results:
         """Writes it down."""
         self.all.setdefault(name, {})[kind] = result
         writing = self._path.with_suffix(".writing")
-        writing.write_text(json.dumps(self.all, indent=1))
+        writing.write_text(json.dumps({"options": self._options, "results": self.all}, indent=1))
         os.replace(writing, self._path)
 
 
-def shown(share: dict[str, Any]) -> str:
-    """A mean in percent, plus or minus its standard error."""
-    return f"{100 * share['mean']:.1f} ± {100 * share['stderr']:.1f}"
+def shown(shares: Sequence[dict[str, Any]]) -> str:
+    """The mean of runs in percent, plus or minus the deviation over runs; of one run, its standard error over tasks."""
+    means = [100 * share["mean"] for share in shares]
+    error = statistics.stdev(means) if len(means) > 1 else 100 * shares[0]["stderr"]
+    return f"{statistics.mean(means):.1f} ± {error:.1f}"

@@ -5,14 +5,12 @@
 
 Trains the recipes of `configs/*/smollm2_multitask*.py` with each seed, and has `jaxllm eval` ask each model, and the
 base, held-out rows of all tasks whose answers are short, `--limit` of each; of a task that is not trained ten times as
-many. An answer is right if it is the expected one but for case, punctuation and articles (SQuAD's exact match); the
-mean is over tasks, plus or minus its standard error. What is in `results.json` is not done again, and a run that was
-stopped goes on, so the same command goes on too.
+many. An answer is right if it is the expected one but for case, punctuation and articles (SQuAD's exact match). Printed
+are the means over tasks, plus or minus the deviation over seeds, or of one seed the standard error over tasks. What is
+in `results.json` is not done again, and a run that was stopped goes on, so the same command goes on too.
 """
 
 import argparse
-import gzip
-import json
 import math
 import statistics
 from pathlib import Path
@@ -22,6 +20,7 @@ from _experiment import ROOT, Results, ask, shown, train
 
 from configs.sft.smollm2_multitask import BASE, DATA, UNSEEN
 from jaxllm.cli.recipe import load_run
+from jaxllm.evaluation.held_out import held_out_rows
 from jaxllm.models.adapters import trained_table
 
 RECIPES = {
@@ -33,17 +32,20 @@ RECIPES = {
 }
 SHORT = 25
 """Characters of a short answer, on average over a task."""
+FEWEST = 3
+"""Held-out rows of a task that is asked."""
 
 
 def short_tasks() -> list[str]:
-    """Tasks whose answers are short, but for those that are never trained."""
-    path = DATA.sources[0].path
-    assert path is not None
+    """Tasks with held-out rows to ask, whose answers are short, but for those that are never trained."""
     lengths: dict[str, list[int]] = {}
-    with gzip.open(ROOT / path, "rt") as lines:
-        for row in map(json.loads, lines):
-            lengths.setdefault(row["task"], []).append(len(row["completion"]))
-    return sorted(task for task in lengths.keys() - set(UNSEEN) if statistics.mean(lengths[task]) <= SHORT)
+    for row in held_out_rows(DATA):
+        lengths.setdefault(row.task, []).append(len(row.references[0]))
+    return sorted(
+        task
+        for task in lengths.keys() - set(UNSEEN)
+        if len(lengths[task]) >= FEWEST and statistics.mean(lengths[task]) <= SHORT
+    )
 
 
 def trained_parameters(method: str) -> int:
@@ -53,13 +55,20 @@ def trained_parameters(method: str) -> int:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """A line for each model; the base costs nothing."""
-    lines = [f"{'':12}{'seen':>14}{'unseen':>14}{'trained':>13}{'minutes':>9}{'MiB':>7}"]
-    for name, of_run in results.items():
-        line = f"{name:12}{shown(of_run['seen']):>14}{shown(of_run['unseen']):>14}"
-        if cost := of_run.get("cost"):
-            trained = trained_parameters(name.split()[0])
-            line += f"{trained:13,}{cost['seconds'] / 60:9.1f}{cost['peak_mib']:7.0f}"
+    """A line for each method; the base costs nothing."""
+    lines = [f"{'':10}{'runs':>6}{'seen':>14}{'unseen':>14}{'trained':>13}{'minutes':>9}{'MiB':>7}"]
+    for method in dict.fromkeys(name.split()[0] for name in results):
+        runs = [of_run for name, of_run in results.items() if name.split()[0] == method]
+        runs = [of_run for of_run in runs if {"seen", "unseen"} <= of_run.keys()]
+        if not runs:
+            continue
+        line = f"{method:10}{len(runs):6}{shown([r['seen'] for r in runs]):>14}{shown([r['unseen'] for r in runs]):>14}"
+        if method in RECIPES:
+            line += f"{trained_parameters(method):13,}"
+            costs = [r["cost"] for r in runs if r["cost"]["seconds"] is not None]
+            if costs:
+                line += f"{statistics.mean(c['seconds'] for c in costs) / 60:9.1f}"
+                line += f"{max(c['peak_mib'] for c in costs):7.0f}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -72,7 +81,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=6, help="rows of each trained task")
     options = parser.parse_args()
     folder = options.folder.resolve()
-    results = Results(folder)
+    results = Results(folder, limit=options.limit)
     asked = {"unseen": (UNSEEN, 10 * options.limit), "seen": (short_tasks(), options.limit)}
     models = {"base": (ROOT / BASE, None, 0)}
     models |= {f"{m} {seed}": (folder / f"{m}-{seed}", m, seed) for seed in options.seeds for m in options.methods}
@@ -83,7 +92,7 @@ def main() -> None:
             if not results.has(name, kind):
                 out = folder / f"{name.replace(' ', '-')}-{kind}.json"
                 results.add(name, kind, ask(own, RECIPES["full"], out, "exact", tasks, limit))
-        print(table({n: r for n, r in results.all.items() if "seen" in r and "unseen" in r}), flush=True)
+        print(table(results.all), flush=True)
 
 
 if __name__ == "__main__":

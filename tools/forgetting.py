@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="held-out rows of each task")
     options = parser.parse_args()
     folder = options.folder.resolve()
-    results = Results(folder)
+    results = Results(folder, seed=options.seed, limit=options.limit)
     for name, overrides in {"base": None, **RUNS}.items():
         own = ROOT / BASE if overrides is None else folder / name.replace(" ", "_")
         if overrides is not None and not results.has(name, "cost"):
@@ -46,7 +46,7 @@ def main() -> None:
                 results.add(name, kind, ask(own, RECIPE, out, metric, tasks, options.limit))
     print(f"{'':28}{'topics':>14}{'titles':>14}")
     for name, of_run in results.all.items():
-        print(f"{name:28}{shown(of_run['topics']):>14}{shown(of_run['titles']):>14}")
+        print(f"{name:28}{shown([of_run['topics']]):>14}{shown([of_run['titles']]):>14}")
 
 
 if __name__ == "__main__":

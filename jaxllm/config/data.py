@@ -104,6 +104,10 @@ class DataConfig:
     validation_fraction: float = 0.05
     """Share of documents held out, chosen by a hash of the document's name, or of its text where the document is a
     line, a row or a part of a file; 0 holds none out and evaluates nothing."""
+    passage_words: int | None = None
+    """Documents that share a passage of that many words, and the answer where they have one, are all trained on or all
+    held out: rows that several templates made of one record. None looks for no passages; to look for them takes some 20
+    bytes of memory a word."""
     cache_dir: str | None = None
     """Where tokenised corpora are kept; none means `~/.cache/jaxllm/data` ($JAXLLM_CACHE moves it)."""
     workers: int = 0

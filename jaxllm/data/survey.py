@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxllm.config import DataConfig, UserError
 from jaxllm.data.document import BadRow, Document, Source
+from jaxllm.data.passages import passages, sharing
 from jaxllm.data.progress import track
 
 NAMED = 5
@@ -54,12 +55,14 @@ class Split:
     """Of each source, tasks of which all are."""
     only: Sequence[Sequence[str]] = ()
     """Of each source, the tasks that are kept; those of all, if it is empty."""
+    passage_words: int | None = None
+    """Documents that share a passage of that many words, and the answer, are on the same side."""
 
     @classmethod
     def of(cls, data: DataConfig) -> "Split":
         """That of a configuration."""
         held_out, kept = zip(*((source.held_out_tasks, source.tasks) for source in data.sources), strict=True)
-        return cls(data.validation_fraction, held_out, kept)
+        return cls(data.validation_fraction, held_out, kept, data.passage_words)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
     documents therefore moves no other across the split, but for a text of which there was one and then are several: of
     equal texts the first is kept, on the side that the hash of the text (or of the first one's group) says. If one side
     would be empty, it is given the document whose hash is nearest to it. Of the tasks that `split` names all documents
-    are held out.
+    are held out. With `split.passage_words` one hash decides for all documents that share passages, and if one of them
+    is of such a task, all are held out; a new document can then move those that it shares passages with.
 
     Raises:
         UserError: no document, or only one where some must be held out; no task of a name that `split` has; a source
@@ -106,6 +110,7 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
     there: list[set[str]] = [set() for _ in sources]
     only = split.only or [()] * len(sources)
     kept: dict[bytes, int] = {}
+    passages_of: list[np.ndarray] = []
     duplicates = empty = 0
     bad = BadRows(of=sum(map(len, sources)))
     for s, documents in enumerate(sources):
@@ -133,6 +138,8 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
                 index.append(i)
                 size.append(sum(len(part.encode()) for part in document.parts))
                 share.append(share_of(_decides(document)))
+                if split.passage_words is not None:
+                    passages_of.append(passages(document.text, document.answer, split.passage_words))
                 task.append(tasks.setdefault((s, document.task), len(tasks)))
     if not skip_bad:
         bad.refuse()
@@ -141,12 +148,15 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
     if not size:
         left_out = f"{empty} empty documents" + (f", {bad.count} bad ones" if bad.count else "")
         raise UserError(f"the data is empty: the sources hold no text ({left_out})")
-    whole = np.array([s < len(split.tasks) and task in split.tasks[s] for s, task in tasks])
+    whole = np.array([s < len(split.tasks) and name in split.tasks[s] for s, name in tasks])
+    is_whole, shares = whole[np.frombuffer(task, np.int32)], np.frombuffer(share)
+    if split.passage_words is not None:
+        is_whole, shares = _together(sharing(passages_of), is_whole, shares)
     return Survey(
         source=np.frombuffer(source, np.int32),
         index=np.frombuffer(index, np.int64),
         size=np.frombuffer(size, np.int64),
-        held_out=_held_out(np.frombuffer(share), split.fraction, whole[np.frombuffer(task, np.int32)]),
+        held_out=_held_out(shares, split.fraction, is_whole),
         task=np.frombuffer(task, np.int32),
         tasks=list(tasks),
         duplicates=duplicates,
@@ -178,6 +188,17 @@ def _check_names(field: str, named: Sequence[Sequence[str]], there: Sequence[set
                 raise UserError(
                     f"data.sources.{s}.{field}: there is no task {name!r}; the nearest are {', '.join(near)}"
                 )
+
+
+def _together(group: np.ndarray, whole: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What decides for each document, where it is the same for all of a group: whether they are held out in any case,
+    and a hash, made of the least one of them.
+    """
+    held_out, least = np.zeros(group.max() + 1, bool), np.ones(group.max() + 1)
+    np.logical_or.at(held_out, group, whole)
+    np.minimum.at(least, group, share)
+    of_group = np.where(np.bincount(group) > 1, [share_of(str(number)) for number in least.tolist()], least)
+    return held_out[group], of_group[group]
 
 
 def _held_out(share: np.ndarray, fraction: float, whole: np.ndarray) -> np.ndarray:
