@@ -284,6 +284,8 @@ def _objective(config: RunConfig) -> Iterator[str]:
         yield f"objective.noise = {objective.noise}: kind {kind!r} hides nothing; None would do"
     if objective.whole_words and kind != "masked":
         yield f"objective.whole_words = True: kind {kind!r} does not read it; 'masked' does"
+    if objective.weigh != "tokens" and kind != "sft":
+        yield f"objective.weigh = {objective.weigh!r}: kind {kind!r} has no conversations; 'tokens' would do"
     if objective.target_length and not encodes:
         yield f"objective.target_length = {objective.target_length}: kind {kind!r} has one kind of row; None would do"
     if encodes and not any(_out_of_range(config, "objective.")):

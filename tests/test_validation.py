@@ -148,10 +148,7 @@ def test_every_objective_has_runs_that_are_in_order(kind):
         ),
         (sources(), "data.sources is empty: give one source"),
         (sources(SourceConfig(weight=0.0)), "data.sources: every weight is 0; give one source a positive weight"),
-        (
-            sources(SourceConfig(), SourceConfig(weight=-1.0)),
-            "data.sources.1.weight = -1.0: must be at least 0",
-        ),
+        (sources(SourceConfig(), SourceConfig(weight=-1.0)), "data.sources.1.weight = -1.0: must be at least 0"),
         (
             sources(SourceConfig(kind="jsonl")),
             "data.sources.0.path = None: kind 'jsonl' needs a file, a folder or a glob",
@@ -164,10 +161,7 @@ def test_every_objective_has_runs_that_are_in_order(kind):
             sources(SourceConfig(path="x.txt")),
             "data.sources.0.path = 'x.txt': kind 'stdlib' has none; set data.sources.0.kind",
         ),
-        (
-            run(objective__noise=0.2),
-            "objective.noise = 0.2: kind 'causal' hides nothing; None would do",
-        ),
+        (run(objective__noise=0.2), "objective.noise = 0.2: kind 'causal' hides nothing; None would do"),
         (
             run(model__architecture="encoder"),
             "objective.kind = 'causal': is not for model.architecture = 'encoder'; 'masked' would do",
@@ -237,6 +231,10 @@ def test_every_objective_has_runs_that_are_in_order(kind):
             "tokenizer.chat_template = None: there is none beside a tokenizer that is trained; 'plain', or a .jinja",
         ),
         (sft(data__packing="concatenate"), "data.packing = 'concatenate': cuts conversations apart; 'documents' would"),
+        (
+            run(objective__weigh="conversations"),
+            "objective.weigh = 'conversations': kind 'causal' has no conversations",
+        ),
         (run(data__truncation="start"), "data.truncation = 'start': objective.kind = 'causal' does not read it; 'end'"),
         (run(data__mixture__cap=9), "data.mixture.cap = 9: kind 'weights' does not read it; 'proportional' does"),
         (

@@ -3,9 +3,10 @@
     tools/fetch_pretrained && jaxllm train configs/sft/distill_rationales.py
     jaxllm eval runs/distill_rationales --held-out configs/sft/distill_rationales.py --metrics number --limit 100
 
-A prefix says which of the two is wanted, as published; the loss is that of the answers plus `loss_weight` times that of
-the rationales, both in equal numbers. At inference the model answers without a rationale. Of a held-out question
-neither is trained on.
+A prefix says which of the two is wanted, "predict" or "explain", and the loss is a times that of the answers and 1 - a
+times that of the rationales, with a = 0.5: both come in equal numbers, and each text counts as much as another however
+long it is (by the tokens, answers would be 2 % of the loss). At inference the model answers without a rationale. Of a
+held-out question neither is trained on.
 
 Result: not yet measured.
 """
@@ -27,13 +28,13 @@ from jaxllm.models.presets import SMOLLM2_135M
 GSM8K = "../shared/data/gsm8k_train.jsonl"
 
 
-def gsm8k(task: str, completion: str, loss_weight: float) -> SourceConfig:
+def gsm8k(task: str, prefix: str, completion: str, loss_weight: float) -> SourceConfig:
     """Its questions, with that part of their answers."""
     return SourceConfig(
         kind="jsonl",
         path=GSM8K,
         format="prompt_completion",
-        prompt=f"[{task}] {{{{ question }}}}",
+        prompt=f"{prefix}: {{{{ question }}}}",
         completion=completion,
         task=task,
         group_field="question",
@@ -49,14 +50,14 @@ def recipe() -> RunConfig:
         model=SMOLLM2_135M,
         data=DataConfig(
             sources=(
-                gsm8k("label", "{{ answer.split('#### ')[1] }}", 1.0),
-                gsm8k("rationale", "{{ answer.split('#### ')[0] | trim }}", 0.5),
+                gsm8k("label", "predict", "{{ answer.split('#### ')[1] }}", 0.5),
+                gsm8k("rationale", "explain", "{{ answer.split('#### ')[0] | trim }}", 0.5),
             ),
             mixture=MixtureConfig(kind="proportional"),
             sequence_length=512,
             validation_fraction=0.05,
         ),
-        objective=ObjectiveConfig(kind="sft"),
+        objective=ObjectiveConfig(kind="sft", weigh="conversations"),
         optimizer=OptimizerConfig(
             learning_rate=5e-5, weight_decay=0.0, schedule=ScheduleConfig(kind="linear", warmup_steps=20)
         ),

@@ -132,6 +132,9 @@ class ObjectiveConfig:
     kind: Literal["causal", "prefix", "sft", "masked", "span_corruption", "infilling", "seq2seq"] = "causal"
     """The next token; the same after a part that is seen whole; or of what the assistant says in a conversation; BERT's
     masked tokens; T5's spans; all of the text, from BART's; or the second text of a pair from the first."""
+    weigh: Literal["tokens", "conversations"] = "tokens"
+    """What counts as much as another in the training loss (`sft`): each trained token; or each conversation, with the
+    mean over its trained tokens, so that tasks of equal shares have their `loss_weight`, however long answers are."""
     noise: float | None = None
     """Share of the tokens that is hidden; none is the published one: 0.15, for infilling 0.3."""
     mean_span: float = 3.0

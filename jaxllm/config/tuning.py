@@ -78,11 +78,12 @@ class TuningConfig:
     """All parameters; low-rank updates, of ranks that are fixed or chosen in training; virtual tokens, as embeddings
     (2104.08691) or as keys and values of each layer (2101.00190); or LoRA and prefixes with gates (2110.07577)."""
     also: tuple[str, ...] = ()
-    """Regexes over the base's own parameters, such as `norm/scale` or `/bias$`: those are trained. None is all of them
-    where the method is `full`, and none of them elsewhere."""
+    """Regexes over the base's own parameters, such as `norm/scale` or `/bias$`: those are trained. Without any, all are
+    where the method is `full`, and none elsewhere."""
     base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
-    """In which what stays as it is is kept. int8 and nf4 are of the matrices of the blocks, 8.25 and 4.25 bits a number
-    (2305.14314); the rest is bfloat16 then, but for vectors."""
+    """In which what stays as it is is kept while it trains. int8 and nf4 are of the matrices of the blocks, 8.25 and
+    4.25 bits a number (2305.14314); the rest is bfloat16 then, but for vectors. Whoever opens the run afterwards has
+    the adapter on the base as its folder holds it, as with PEFT."""
     lora: LoraConfig = LoraConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
     prompt: PromptConfig = PromptConfig()

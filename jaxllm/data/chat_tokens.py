@@ -124,7 +124,12 @@ def training_end(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
             f"{template.name}: it has no generation prompt (add_generation_prompt changes nothing), so that nothing "
             "tells the model that it is its turn; add what stands before an answer"
         )
-    found = re.match(rf"\s*({any_of(tokenizer.specials)})", whole.text.rpartition(said)[2])
+    _, is_said, after = whole.text.rpartition(said)
+    if not is_said:
+        raise UserError(
+            f"{template.name}: it leaves out what the assistant says; write {{{{ message.content }}}} there"
+        )
+    found = re.match(rf"\s*({any_of(tokenizer.specials)})", after)
     if found is None:
         raise UserError(
             f"{template.name}: it writes no special token of the tokenizer after an answer, so that the model would "
@@ -175,6 +180,7 @@ def encode_training(
             parts = [whole.text] if text is None else marked.parts(whole.text, text)
             turn = _Turns(template.name, special, whole, parts, end)
             spans = turn.marked(len(own)) if template.marks else turn.prompted(chat, own, texts)
+            turn.check_calls(chat, own, spans)
             kept = [span for span, i in zip(spans, own, strict=True) if chat.messages[i].get("weight", 1)]
             found.append(_encoded(tokenizer, parts, kept))
         except UserError as error:
@@ -231,6 +237,19 @@ class _Turns:
                 )
             spans.append((start, stop))
         return spans
+
+    def check_calls(self, chat: Chat, turns: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
+        """
+        Raises:
+            UserError: a turn calls a tool, and its text does not name it.
+        """
+        for i, (start, stop) in zip(turns, spans, strict=True):
+            for call in chat.messages[i].get("tool_calls") or ():
+                if (name := call["function"]["name"]) not in self._whole.text[start:stop]:
+                    raise UserError(
+                        f"{self._name}: it does not write the call of the tool {name!r} in message {i + 1}; "
+                        "tokenizer.chat_template may name one that knows tools"
+                    )
 
     def _stop(self, start: int, upto: str, message: Mapping[str, Any]) -> int | None:
         """After the token that ends the turn which begins at `start`; `upto` is the text of it and all before it."""

@@ -73,6 +73,7 @@ class Loader:
         """
         self.corpus, self.batch_size, self.sequence_length = corpus, batch_size, data.sequence_length
         self._sources, self._seed, self._virtual = data.sources, seed, len(virtual)
+        self._by_conversation = objective.weigh == "conversations"
         self.examples = make_examples(objective, corpus, data, start_token, virtual)
         self.plans, self.validation_plans = corpus_plans(corpus, self.examples.key, self.examples.plan)
         # Rows of all tasks have one number: those of task t are first_rows[t] to first_rows[t + 1].
@@ -271,6 +272,8 @@ class Loader:
             for name, x in self.examples.row(pieces, partial(_noise, use, *numbers)).items():
                 batch[name][b, : len(x)] = x
             batch["weights"][b] *= row.weight
+            if self._by_conversation and use == TRAINING:
+                batch["weights"][b] = _shared(batch["weights"][b], batch["segments"][b])
         return batch
 
 
@@ -286,6 +289,12 @@ class RowPlace(NamedTuple):
     """Numbers that its noise follows from."""
     weight: float
     """Multiplies its weights."""
+
+
+def _shared(weights: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """`weights` of a row, over the number of tokens of their segment that have one."""
+    counts = np.bincount(segments[weights > 0], minlength=segments.max() + 1)
+    return weights / np.maximum(counts, 1)[segments].astype(np.float32)
 
 
 def _mixed(rows: Sequence[int]) -> np.ndarray:

@@ -37,7 +37,7 @@ class Adapter:
             progress: what shows it.
         """
         self._model, self._batch, self._progress = model, batch, progress
-        self._most = model.config.model.max_positions
+        self._most = model.reads
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): its log-probability, and whether the greedy choice would have written it."""

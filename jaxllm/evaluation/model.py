@@ -46,6 +46,11 @@ class Model:
         """What comes before a plain text: the token that begins one, for a model that was trained so."""
         return [self.tokenizer.bos_id] if self.config.tokenizer.begins_prompts else []
 
+    @property
+    def reads(self) -> int:
+        """Tokens of a text that it reads, and writes, at most: virtual ones have places too."""
+        return self.config.model.max_positions - virtual_tokens(self.config.tuning)
+
     @cached_property
     def scorer(self) -> Scorer:
         """Made when it is asked for, with weights of its own.

@@ -59,10 +59,10 @@ def perplexity(
     Raises:
         UserError: the model is no decoder, a number will not do, or nothing can be predicted.
     """
-    most = model.config.model.max_positions
+    most = model.reads
     window = min(most, LONGEST_WINDOW) if window is None else window
     if window > most:
-        raise UserError(f"--window {window}: the model reads {most} tokens (max_positions)")
+        raise UserError(f"--window {window}: the model reads {most} tokens (max_positions, less virtual ones)")
     ids = [[*model.begin, *own] for own in model.tokenizer.encode_batch(texts)]
     requests = [request for own in ids for request in windows(own, window, window if stride is None else stride)]
     predicted = sum(len(request.continuation) for request in requests)

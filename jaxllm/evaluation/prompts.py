@@ -30,7 +30,7 @@ class Prompts:
         self.cut = 0
         """How many were too long."""
         self._model, self._system, self._examples = model, system, examples
-        self._most = model.config.model.max_positions
+        self._most = model.reads
 
     def question(self, row: Row, room: int) -> list[int]:
         """The ids that an answer of up to `room` tokens follows.

@@ -72,6 +72,11 @@ class Adapters:
 
 
 def _check(name: str, config: RunConfig, model: TransformerConfig) -> None:
+    if model.architecture != "decoder":
+        raise UserError(
+            f"'{name}': adapters beside one another are of decoders, and this is an {model.architecture}; `jaxllm "
+            "adapter merge` makes a model of each"
+        )
     if config.tuning.method == "full" or config.tuning.also:
         raise UserError(f"'{name}' has trained parameters of its base, and is no adapter: it is a model of its own")
     ours, theirs = linear_modules(model), linear_modules(config.model)
@@ -87,6 +92,8 @@ def _check(name: str, config: RunConfig, model: TransformerConfig) -> None:
 def _flat(config: RunConfig, trained: Tree, base: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The leaves of one adapter, with what DoRA's norms come to."""
     flat = flatten(scaled_updates(config, trained))
+    if (gated := flat.get("layers/attention/gated_key")) is not None:
+        flat["layers/attention/gated_there"] = jnp.ones(gated.shape[:2])
     for update in updates(config.model, config.tuning):
         if (wanted := flat.pop(f"{update.module}/lora_magnitude", None)) is not None:
             leaves = {name: flat[f"{update.module}/{name}"] for name in ("lora_a", "lora_b", "lora_scale")}

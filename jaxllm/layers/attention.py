@@ -156,7 +156,13 @@ def cached_attention(
 
 
 def gated_attention(
-    q_BTNH: jax.Array, k_UKH: jax.Array, v_UKH: jax.Array, gate_N: jax.Array, *, softcap: float | None = None
+    q_BTNH: jax.Array,
+    k_UKH: jax.Array,
+    v_UKH: jax.Array,
+    gate_N: jax.Array,
+    there_BU: jax.Array | None = None,
+    *,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Attention to learned keys and values alone, times tanh of a gate: nothing where that is 0 (2303.16199).
 
@@ -165,22 +171,25 @@ def gated_attention(
         k_UKH: learned keys; each row of the batch has its own where they are `[B, U, K, H]`.
         v_UKH: learned values.
         gate_N: of each head; or `[B, N]`.
+        there_BU: 1 for a learned key, and 0 for one that fills up a row whose adapter has fewer.
         softcap: as in `attention`.
     """
     spec = jax.typeof(q_BTNH).sharding.spec
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, gate: jax.Array) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, gate: jax.Array, there: jax.Array | None = None) -> jax.Array:
         B = "B" if k.ndim == 4 else ""
         q = rearrange(q, "B T (K G) H -> B T K G H", K=k.shape[-2]) * q.shape[-1] ** -0.5
         # float32: as in other attention.
         s = jnp.einsum(f"BTKGH,{B}UKH->BTKGU", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
-        p = jax.nn.softmax(s if softcap is None else softcap * jnp.tanh(s / softcap), axis=-1)
+        s = s if softcap is None else softcap * jnp.tanh(s / softcap)
+        s = s if there is None else jnp.where(there[:, None, None, None] > 0, s, NEGATIVE)
+        p = jax.nn.softmax(s, axis=-1)
         out = jnp.einsum(f"BTKGU,{B}UKH->BTKGH", p.astype(q.dtype), v.astype(q.dtype))
         open_N = jnp.tanh(gate)[..., None] if not B else jnp.tanh(gate)[:, None, :, None]
         return (rearrange(out, "B T K G H -> B T (K G) H") * open_N).astype(q.dtype)
 
     if not any(spec):
-        return attend(q_BTNH, k_UKH, v_UKH, gate_N)
+        return attend(q_BTNH, k_UKH, v_UKH, gate_N, there_BU)
     return jax.shard_map(attend, out_specs=P(*spec), check_vma=False)(q_BTNH, k_UKH, v_UKH, gate_N)
 
 

@@ -97,7 +97,8 @@ def adapter_table(model: TransformerConfig, tuning: TuningConfig) -> dict[str, P
     """`{path: Param}` of what a method adds to a model.
 
     A starts uniform within 1 / sqrt(inputs), as the code of 2106.09685 has it, and B at 0, so that the model is at
-    first its base; of AdaLoRA all but the diagonal is drawn, which is 0.
+    first its base. AdaLoRA's columns and rows are drawn with a length of 1, near what is to be orthogonal; its diagonal
+    is 0.
     """
     table: dict[str, Param] = {}
     for update in updates(model, tuning):
@@ -119,22 +120,22 @@ def adapter_table(model: TransformerConfig, tuning: TuningConfig) -> dict[str, P
 def _low_rank(update: Update, tuning: TuningConfig) -> dict[str, Param]:
     kernel, rank, module = update.kernel, update.rank, update.module
     (layers, *shape), (_, *axes), reads = kernel.shape, kernel.axes, kernel.reads
-    table = {f"{module}/lora_a": _factor((layers, *shape[:reads], rank), ("L", *axes[:reads], "Q"), update.inputs)}
+    first = (layers, *shape[:reads], rank), ("L", *axes[:reads], "Q")
     second = (layers, rank, *shape[reads:]), ("L", "Q", *axes[reads:])
     if tuning.method == "adalora":
-        table[f"{module}/lora_b"] = _factor(*second, rank)
-        table[f"{module}/lora_e"] = Param((layers, rank), ("L", "Q"), 0.0)
+        table = {
+            f"{module}/lora_a": Param(*first, 1 / math.sqrt(update.inputs)),
+            f"{module}/lora_b": Param(*second, 1 / math.sqrt(update.outputs)),
+            f"{module}/lora_e": Param((layers, rank), ("L", "Q"), 0.0),
+        }
     else:
-        table[f"{module}/lora_b"] = Param(*second, 0.0)
+        std = 1 / math.sqrt(3 * update.inputs)
+        table = {f"{module}/lora_a": Param(*first, std, law="uniform"), f"{module}/lora_b": Param(*second, 0.0)}
     if tuning.lora.magnitudes:
         table[f"{module}/lora_magnitude"] = Param((layers, *shape[reads:]), ("L", *axes[reads:]), 0.0, 1.0)
     if tuning.method == "hybrid":
         table[f"{module}/lora_gate"] = Param((layers,), ("L",), 0.0, 1.0)
     return table
-
-
-def _factor(shape: tuple[int, ...], axes: tuple[str, ...], inputs: int) -> Param:
-    return Param(shape, axes, 1 / math.sqrt(3 * inputs), law="uniform")
 
 
 def whole_table(config: RunConfig) -> dict[str, Param]:
@@ -196,7 +197,11 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
         yield f"tuning.method = {tuning.method!r}: needs model.architecture = 'decoder'; 'lora' would do"
     if config.base is None and (tuning.method != "full" or tuning.also):
         yield f"base = None: tuning.method = {tuning.method!r} needs the folder of a model that it begins with"
+    yield from _unread(config)
     for i, other in enumerate(tuning.lora.ranks):
+        if not other.targets:
+            yield f"tuning.lora.ranks.{i}.targets is empty: a regex over the modules that have this rank would do"
+            return
         if other.rank < 1 or (other.alpha is not None and other.alpha <= 0):
             yield f"tuning.lora.ranks.{i}: rank = {other.rank} and alpha = {other.alpha} must be above 0"
             return
@@ -209,6 +214,8 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
                 f"tuning.lora.rank: the update of {update.module} has rank {update.rank}, above its {update.inputs} "
                 f"inputs and {update.outputs} outputs; at most {limit} would do"
             )
+    if tuning.base_dtype == "nf4" and (path := next(_odd(config), None)) is not None:
+        yield f"tuning.base_dtype = 'nf4': two numbers are a byte, and the last axis of {path} is odd; 'int8' would do"
     if (taken := virtual_tokens(tuning)) > config.data.sequence_length - 2:
         yield (
             f"tuning.prompt.length = {taken}: leaves no place for text in data.sequence_length = "
@@ -216,11 +223,37 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
         )
     if tuning.method in (*VIRTUAL, "hybrid") and tuning.prompt.start == "labels" and not tuning.prompt.labels:
         yield "tuning.prompt.labels is empty: tuning.prompt.start = 'labels' begins with them"
+    if tuning.method == "adalora" and config.train.ema_decay is not None:
+        yield (
+            f"train.ema_decay = {config.train.ema_decay}: the average of ranks that come and go has all of them; None "
+            "would do for tuning.method = 'adalora'"
+        )
     if tuning.method == "adalora" and tuning.adaptive.warmup + tuning.adaptive.settled >= 1:
         yield (
             f"tuning.adaptive.warmup = {tuning.adaptive.warmup}, settled = {tuning.adaptive.settled}: together they "
             "must be below 1, so that there are steps in which ranks are taken"
         )
+
+
+def _unread(config: RunConfig) -> Iterator[str]:
+    """Settings that the method does not read, at other values than their defaults."""
+    tuning, method = config.tuning, f"tuning.method = {config.tuning.method!r}"
+    if tuning.base_dtype != "float32" and not frozen_table(config):
+        yield f"tuning.base_dtype = {tuning.base_dtype!r}: {method} trains all parameters; 'float32' would do"
+    if tuning.lora.dropout and tuning.method not in LOW_RANK:
+        yield f"tuning.lora.dropout = {tuning.lora.dropout}: {method} has no low-rank updates; 0 would do"
+    if tuning.prompt.labels and (tuning.prompt.start != "labels" or tuning.method not in (*VIRTUAL, "hybrid")):
+        yield (
+            f"tuning.prompt.labels = {tuning.prompt.labels!r:.60}: is read with tuning.prompt.start = 'labels' and "
+            "a method of virtual tokens only; none would do"
+        )
+
+
+def _odd(config: RunConfig) -> Iterator[str]:
+    """Paths of parameters that would be kept in NF4, and whose last axis is odd."""
+    for path, leaf in frozen_table(config).items():
+        if kept_as(path, leaf, "nf4") == "nf4" and leaf.shape[-1] % 2:
+            yield path
 
 
 def _patterns(tuning: TuningConfig, model: TransformerConfig) -> Iterator[str]:
@@ -232,7 +265,10 @@ def _patterns(tuning: TuningConfig, model: TransformerConfig) -> Iterator[str]:
             yield f"tuning.lora.targets is empty: one of {', '.join(PRESETS)}, or a regex over modules, would do"
         targets = [(f"tuning.lora.targets.{i}", PRESETS.get(t, t), modules) for i, t in enumerate(lora.targets)]
         wanted += targets
-        wanted += [(f"tuning.lora.ranks.{i}.targets", other.targets, modules) for i, other in enumerate(lora.ranks)]
+        chosen = {
+            name: leaf for name, leaf in modules.items() if any(matches(PRESETS.get(t, t), name) for t in lora.targets)
+        }
+        wanted += [(f"tuning.lora.ranks.{i}.targets", other.targets, chosen) for i, other in enumerate(lora.ranks)]
     for field, pattern, among in wanted:
         yield from _matches_nothing(field, pattern, among)
 

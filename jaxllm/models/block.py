@@ -159,7 +159,7 @@ def _attention(
     else:
         out = jax.lax.cond(layer.has_window, lambda: within(config.sliding_window), lambda: within(None))
     if "gate" in params:
-        learned = params["gated_key"], params["gated_value"], params["gate"]
+        learned = params["gated_key"], params["gated_value"], params["gate"], params.get("gated_there")
         out += gated_attention(q, *learned, softcap=config.attention_softcap)
     return merge(out, **params["output"], drop=_dropped(layer, context, "attention output")), cached
 
@@ -180,9 +180,9 @@ def _scaled(config: TransformerConfig, q: jax.Array) -> jax.Array:
     return scaled(q, config.attention_scale * config.head_dim**0.5)
 
 
-def memory_keys(params: Tree, hidden_BSD: jax.Array) -> list[jax.Array]:
+def memory_keys(params: Tree, hidden_BSD: jax.Array, drop: Drop = lambda x: x) -> list[jax.Array]:
     """Keys and values `[B, S, K, H]` of the memory, for the cross-attention of one layer."""
-    return project_all(hidden_BSD, [params["cross_attention"][name] for name in ("key", "value")])
+    return project_all(hidden_BSD, [params["cross_attention"][name] for name in ("key", "value")], drop=drop)
 
 
 def _cross_attention(
@@ -192,7 +192,8 @@ def _cross_attention(
     drop = _dropped(layer, context, "cross_attention")
     q = _scaled(config, project(x_BTD, **params["query"], dropped=drop(x_BTD)))
     if context.memory is not None:
-        k, v = memory_keys(layer.params, context.memory.hidden_BSD)
+        drop_memory = _dropped(layer, context, "cross_attention memory")
+        k, v = memory_keys(layer.params, context.memory.hidden_BSD, drop_memory)
         mask = Mask(context.mask.segments_BT, is_causal=False, key_segments_BS=context.memory.segments_BS)
         out = attention(q, k, v, mask, softcap=config.attention_softcap, backend=context.backend)
     else:

@@ -26,7 +26,8 @@ class AdaptiveState(NamedTuple):
     uncertainty: Tree
     """That of how far it strays from its average."""
     kept: Tree
-    """Which triplets have an entry that is not 0: bool `[L, Q]` of each module."""
+    """Which triplets are within the budget: bool `[L, Q]` of each module. Entries of others are set to 0 when ranks
+    are chosen, grow again in between, and are 0 in the end."""
     inner: Any
 
 
@@ -45,9 +46,6 @@ def adaptive_ranks(
 
     def update(grads: Tree, state: AdaptiveState, params: Tree, **extra: Any) -> tuple[Tree, AdaptiveState]:
         flat, slopes = flatten(params), flatten(grads)
-        for one in found:
-            for path, slope in towards_orthogonal(one, flat).items():
-                slopes[path] = slopes[path] + tuning.orthogonality * slope
         sensitivity, uncertainty = flatten(state.sensitivity), flatten(state.uncertainty)
         for path in paths:
             seen = jnp.abs(flat[path] * slopes[path])
@@ -56,6 +54,9 @@ def adaptive_ranks(
             uncertainty[path] = _averaged(uncertainty[path], strays, tuning.uncertainty_decay)
         scores = {path: sensitivity[path] * uncertainty[path] for path in paths}
         kept = _kept(config, found, scores, state)
+        for one in found:  # only now: the pull says nothing of what matters to the loss
+            for path, slope in towards_orthogonal(one, flat).items():
+                slopes[path] = slopes[path] + tuning.orthogonality * slope
         moves, moved = inner.update(nest(slopes), state.inner, params, **extra)
         steps = flatten(moves)
         masks = _masked_now(tuning, config.train.steps, state.step)
@@ -77,8 +78,8 @@ def budget(adaptive: AdaptiveConfig, steps: int, first: int, last: int, step: ja
 
 
 def _phases(adaptive: AdaptiveConfig, steps: int) -> tuple[int, int]:
-    """The step from which on ranks are taken, and that after which they stay as they are."""
-    return round(steps * adaptive.warmup), round(steps * (1 - adaptive.settled))
+    """The step from which on ranks are taken, and that after which they stay as they are; the last at the latest."""
+    return round(steps * adaptive.warmup), min(round(steps * (1 - adaptive.settled)), steps - 1)
 
 
 def _masked_now(adaptive: AdaptiveConfig, steps: int, step: jax.Array) -> jax.Array:

@@ -9,10 +9,11 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import Tree, nest
 from jaxllm.config import MeshConfig, RunConfig
-from jaxllm.models.adapters import updates
+from jaxllm.models.adapters import block_size, frozen_table, kept_as, updates
 from jaxllm.models.cache import empty_cache
 from jaxllm.models.transformer import Transformer, decode
 from jaxllm.peft.merge import magnitudes
+from jaxllm.quantization.blocks import dequantized, quantized
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import fetched
 
@@ -28,7 +29,8 @@ def starts(config: RunConfig, base: Mapping[str, jax.Array], tokens: Sequence[Se
     found: dict[str, jax.Array] = {}
     if config.tuning.lora.magnitudes:
         for update in updates(config.model, config.tuning):
-            found[f"{update.module}/lora_magnitude"] = magnitudes(update.kernel, base[f"{update.module}/kernel"])
+            path = f"{update.module}/kernel"
+            found[f"{update.module}/lora_magnitude"] = magnitudes(update.kernel, _as_kept(config, path, base[path]))
     if tokens and config.tuning.method == "prompt":
         found["prompt/tokens"] = _means(base["embedding/tokens"], tokens)
     if tokens and config.tuning.method in ("prefix", "hybrid"):
@@ -36,6 +38,14 @@ def starts(config: RunConfig, base: Mapping[str, jax.Array], tokens: Sequence[Se
         keys, values = _keys_and_values(config, nest(dict(base)), tokens)
         found |= {f"layers/attention/{kind}_key": keys, f"layers/attention/{kind}_value": values}
     return found
+
+
+def _as_kept(config: RunConfig, path: str, kernel: jax.Array) -> jax.Array:
+    """The numbers of a kernel as the run will read them."""
+    dtype = kept_as(path, frozen_table(config)[path], config.tuning.base_dtype)
+    if dtype not in ("int8", "nf4"):
+        return kernel.astype(dtype)
+    return dequantized(quantized(kernel, dtype, block_size(kernel.shape[-1])), jnp.float32)
 
 
 def _means(table_VD: jax.Array, tokens: Sequence[Sequence[int]]) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxllm.config import RunConfig, UserError
 from jaxllm.data.chat_tokens import encode_chat
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.loader import Loader
-from jaxllm.models.adapters import virtual_ids
+from jaxllm.models.adapters import virtual_ids, virtual_tokens
 from jaxllm.peft.merge import effective
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import own_rows, place
@@ -77,6 +77,7 @@ def open_loader(config: RunConfig, corpus: Corpus) -> Loader:
         if corpus.template is not None:
             asked = [{"role": "user", "content": prompt}]
             tokens = len(encode_chat(corpus.template, corpus.tokenizer, asked, add_generation_prompt=True))
+        tokens += virtual_tokens(config.tuning)
         if tokens > config.model.max_positions:
             raise UserError(
                 f"eval.prompts.{i} = {prompt!r:.60}: has {tokens} tokens with its beginning; at most "

@@ -59,7 +59,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
 
     The gradient is that of the mean loss over all weighted tokens of the batch, however it is cut in devices
     and microbatches. Metrics: `loss` (nats a token, without the z-loss), `grad_norm` before clipping,
-    `learning_rate`, `tokens` (the sum of weights), `finite` and `skipped`. A skipped step does not move the schedule.
+    `learning_rate`, `tokens` (those with a weight), `finite` and `skipped`. A skipped step does not move the schedule.
     """
     optimizer, rate = run_optimizer(config), learning_rate(config.optimizer, config.train.steps)
     table, stage = trained_table(config), config.mesh.zero_stage
@@ -71,7 +71,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
         grads, weight, nll = accumulated(config, state, batch, frozen)
         if config.train.offload_optimizer:
             state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
-        told, weight = weight, jnp.where(weight > 0, weight, 1.0)
+        weight = jnp.where(weight > 0, weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage, travel_types(config).summed))
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
@@ -93,7 +93,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
             "loss": nll / weight,
             "grad_norm": norm,
             "learning_rate": jnp.asarray(rate(state.step - state.skipped), jnp.float32),
-            "tokens": told,
+            "tokens": jnp.sum(batch["weights"] > 0, dtype=jnp.float32),
             "finite": finite,
             "skipped": new.skipped,
         }

@@ -148,6 +148,13 @@ def test_a_call_of_a_tool_ends_with_the_token_of_its_own(tokenizer):
     assert trained(tokenizer, found) == ["<|tool|>value<s>", "two<|end|>"]
 
 
+def test_a_call_that_the_template_does_not_write_is_refused(tokenizer):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "value", "arguments": {}}}]}
+    (found,) = encoded(TURNS, tokenizer, Chat([*said("one").messages, call]))
+    assert isinstance(found, UserError)
+    assert "some.jinja: it does not write the call of the tool 'value' in message 2" in str(found)
+
+
 @pytest.mark.parametrize("mark", ["{% endgeneration %}<|end|>", "<|end|>{% endgeneration %}"])
 def test_marks_count_and_are_extended_to_the_end_of_the_turn(tokenizer, mark):
     source = (
@@ -196,6 +203,10 @@ def test_turns_that_cannot_be_told_are_named_with_what_would_do(tokenizer):
     ("source", "complaint"),
     [
         (TURNS.split("{% if add")[0], "it has no generation prompt .*; add what stands before an answer"),
+        (
+            TURNS.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}"),
+            "it leaves out what the assistant says",
+        ),
         (TURNS.replace("<|end|>", ""), "it writes no special token of the tokenizer after an answer"),
     ],
 )

@@ -24,7 +24,7 @@ def pair(i, answer="value", **fields):
 def load(tmp_path, model_path):
     """A loader of rows in files."""
 
-    def loaded(*files, batch_size=1, seed=0, length=64, **fields):
+    def loaded(*files, batch_size=1, seed=0, length=64, objective=SFT, **fields):
         sources = []
         for n, rows in enumerate(files):
             options = rows if isinstance(rows, tuple) else (rows, {})
@@ -34,7 +34,7 @@ def load(tmp_path, model_path):
         fields = {"validation_fraction": 0.0, "sequence_length": length, **fields}
         data = DataConfig(sources=tuple(sources), **fields)
         corpus = prepare_corpus(data, TokenizerConfig(path=str(model_path), chat_template="plain"))
-        return Loader(corpus, data, batch_size, seed, SFT)
+        return Loader(corpus, data, batch_size, seed, objective)
 
     return loaded
 
@@ -50,6 +50,19 @@ def answers(loader, batch):
 
 
 # Rows
+
+
+def test_each_conversation_may_weigh_as_much_as_another_in_training(load):
+    rows = [pair(i, "value " * (1 + i % 9)) for i in range(40)]
+    objective = ObjectiveConfig(kind="sft", weigh="conversations")
+    loader = load((rows, {"loss_weight": 0.5}), objective=objective, length=200, validation_fraction=0.2)
+    trained = [np.array(s["weights"]) for s in segments(loader.batch(0)) if s["tokens"]]
+    assert len({(weights > 0).sum() for weights in trained}) > 3
+    for weights in trained:
+        assert weights.sum() == pytest.approx(0.5)
+        assert len(set(weights[weights > 0].tolist())) == 1
+    held_out = next(loader.validation_batches(1))
+    assert set(held_out["weights"].ravel().tolist()) == {0.0, 1.0}
 
 
 def test_an_epoch_trains_every_answer_once_with_its_end_and_nothing_else(load):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.config import UserError
+from jaxllm.config import PromptConfig, TuningConfig, UserError
 from jaxllm.evaluation.perplexity import perplexity, read_texts
 from jaxllm.models.transformer import Transformer
 from jaxllm.objectives.token_loss import token_loss
@@ -50,6 +50,14 @@ def test_windows_without_overlap_are_what_the_loss_of_training_says(model, param
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
+def test_virtual_tokens_take_places_of_a_text(plain):
+    tuning = TuningConfig(method="prompt", prompt=PromptConfig(length=5))
+    tuned = replace(plain, config=replace(plain.config, tuning=tuning))
+    assert (plain.reads, tuned.reads) == (LLAMA.max_positions, LLAMA.max_positions - 5)
+    with pytest.raises(UserError, match=f"--window {plain.reads}: the model reads {tuned.reads} tokens"):
+        perplexity(tuned, TEXTS, plain.reads)
+
+
 def test_a_model_that_begins_texts_predicts_their_first_token_too(model, params):
     config = replace(model.config, tokenizer=replace(model.config.tokenizer, begins_prompts=True))
     begins = replace(model, config=config)
@@ -68,7 +76,7 @@ def test_progress_is_told_in_tokens(model):
 
 
 def test_what_will_not_do_is_told(model):
-    with pytest.raises(UserError, match=r"--window 65: the model reads 64 tokens \(max_positions\)"):
+    with pytest.raises(UserError, match=r"--window 65: the model reads 64 tokens \(max_positions, less"):
         perplexity(model, TEXTS, 65)
     with pytest.raises(UserError, match=r"--stride: expected 1 to 8 \(--window\), got 9"):
         perplexity(model, TEXTS, 8, 9)

@@ -24,6 +24,7 @@ METHODS = {
     "prompt": TuningConfig(method="prompt", prompt=PromptConfig(length=4)),
     "prefix": TuningConfig(method="prefix", prompt=PromptConfig(length=2)),
     "hybrid": TuningConfig(method="hybrid", prompt=PromptConfig(length=3)),
+    "longer hybrid": TuningConfig(method="hybrid", prompt=PromptConfig(length=5)),
 }
 NAMES = [*METHODS, None]
 
@@ -87,6 +88,9 @@ def test_an_adapter_that_is_not_there_or_of_another_base_is_named(base, given):
     wide = replace(LLAMA, width=32)
     with pytest.raises(UserError, match=r"'lora' is an adapter for another base: its .*/query is \[2, 16"):
         Adapters(wide, random_params(wide), given)
+    two = replace(LLAMA, architecture="encoder_decoder", encoder_layers=2, start_token=0)
+    with pytest.raises(UserError, match="'lora': adapters beside one another are of decoders"):
+        Adapters(two, base, given)
     whole = RunConfig(model=LLAMA), nest(flatten(base))
     with pytest.raises(UserError, match="'whole' has trained parameters of its base"):
         Adapters(LLAMA, base, {"whole": whole})

@@ -1,12 +1,14 @@
 """AdaLoRA: its budget, and that ranks stay where they matter."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxllm.common.trees import flatten
+from jaxllm.common.trees import flatten, nest
 from jaxllm.config import AdaptiveConfig, LoraConfig, RunConfig, TrainConfig, TransformerConfig, TuningConfig
 from jaxllm.models.adapters import trained_table, updates
 from jaxllm.models.transformer import initial
@@ -85,6 +87,36 @@ def test_ranks_stay_where_a_change_was_planted(planted):
     }
     assert {place for place, ranks in left.items() if ranks == 2 * RANK} >= PLANTED
     assert losses[-1] < 0.01 * losses[0]
+
+
+def test_what_matters_is_told_by_the_loss_and_not_by_the_pull_however_wide_a_module_is():
+    wide = replace(MODEL, width=256, ffn=1024)
+    config = replace(CONFIG, model=wide)
+    params = initial(jax.random.key(0), trained_table(config))
+    for path, x in flatten(params).items():
+        lengths = np.square(x).reshape(4, -1, 4).sum(1) if path.endswith("lora_a") else None
+        lengths = np.square(x).reshape(4, 4, -1).sum(2) if path.endswith("lora_b") else lengths
+        if lengths is not None:
+            assert lengths.mean() == pytest.approx(1, abs=0.3), path
+    grads = nest({path: jnp.full(x.shape, 1e-6) for path, x in flatten(params).items()})
+    optimizer = adaptive_ranks(config, optax.with_extra_args_support(optax.sgd(0.0)))
+    _, state = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    for path, x in flatten(state.sensitivity).items():
+        np.testing.assert_allclose(x, 0.15e-6 * np.abs(flatten(params)[path]), rtol=1e-5)
+
+
+def test_the_last_step_takes_ranks_even_where_none_are_settled():
+    late = replace(CONFIG, tuning=replace(TUNING, adaptive=replace(ADAPTIVE, settled=0.0, every=7)))
+    late = replace(late, train=replace(late.train, steps=20))
+    optimizer = adaptive_ranks(late, optax.with_extra_args_support(optax.sgd(0.1)))
+    params = initial(jax.random.key(0), trained_table(late))
+    state = optimizer.init(params)
+    move = jax.jit(optimizer.update)
+    for _ in range(20):
+        moves, state = move(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, moves)
+    entries = [x for path, x in flatten(params).items() if path.endswith("lora_e")]
+    assert sum(int((x != 0).sum()) for x in entries) == 7 * MODEL.layers * RANK
 
 
 def test_the_pull_towards_orthogonal_factors_is_the_gradient_of_the_penalty():

@@ -56,12 +56,6 @@ def test_an_adapter_is_saved_alone_and_opened_with_its_base(tuned, uninterrupted
     assert held_out(tmp_path / "tuned")[-1] < held_out(uninterrupted)[-1] + 0.1
 
 
-PARTS = [
-    *(f"attention/{p}" for p in ("query", "key", "value", "output")),
-    *(f"mlp/{p}" for p in ("gate", "up", "down")),
-]
-
-
 def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(tuned, at_step, tmp_path):
     whole, parts = tuned(LORA, "whole"), tuned(LORA, "parts")
     pretrain(whole)

@@ -1,0 +1,99 @@
+"""What is wrong with how a run is to be tuned."""
+
+from dataclasses import replace
+
+import pytest
+
+from jaxllm.config import (
+    AdaptiveConfig,
+    DataConfig,
+    LoraConfig,
+    PromptConfig,
+    RankConfig,
+    RunConfig,
+    TrainConfig,
+    TransformerConfig,
+    TuningConfig,
+)
+from jaxllm.models.adapters import tuning_mistakes, updates
+
+MODEL = TransformerConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, max_positions=64)
+
+
+def lora(**fields):
+    return TuningConfig(method="lora", lora=LoraConfig(**fields))
+
+
+def run(tuning, **fields):
+    return RunConfig(base="base", model=MODEL, data=DataConfig(sequence_length=32), tuning=tuning, **fields)
+
+
+def ranks(*others, **fields):
+    return lora(ranks=tuple(RankConfig(**other) for other in others), **fields)
+
+
+@pytest.mark.parametrize(
+    ("config", "mistake"),
+    [
+        (
+            run(lora(targets=("atention/quary",))),
+            "targets.0 = 'atention/quary': matches nothing; the nearest are layers/",
+        ),
+        (run(lora(targets=("attention/(query",))), "targets.0 = 'attention/(query': is not a regex"),
+        (run(lora(targets=())), "tuning.lora.targets is empty"),
+        (
+            run(lora(rank=17, targets=("attention/key",))),
+            "the update of layers/attention/key has rank 17, above its 32 inputs and 16 outputs",
+        ),
+        (run(ranks({"targets": "key", "rank": 0})), "tuning.lora.ranks.0: rank = 0 and alpha = None must be above 0"),
+        (run(ranks({"rank": 4})), "tuning.lora.ranks.0.targets is empty"),
+        (
+            run(ranks({"targets": "mlp/down"}, targets=("query_value",))),
+            "tuning.lora.ranks.0.targets = 'mlp/down': matches nothing; the nearest are layers/attention/",
+        ),
+        (replace(run(lora()), base=None), "base = None: tuning.method = 'lora' needs the folder of a model"),
+        (run(TuningConfig(also=("norm/scle",))), "tuning.also.0 = 'norm/scle': matches nothing"),
+        (
+            run(TuningConfig(base_dtype="nf4")),
+            "tuning.base_dtype = 'nf4': tuning.method = 'full' trains all parameters",
+        ),
+        (
+            replace(run(replace(lora(), base_dtype="nf4")), model=replace(MODEL, ffn=47)),
+            "tuning.base_dtype = 'nf4': two numbers are a byte, and the last axis of layers/mlp/gate/kernel is odd",
+        ),
+        (
+            run(TuningConfig(method="prompt", lora=LoraConfig(dropout=0.1))),
+            "tuning.lora.dropout = 0.1: tuning.method =",
+        ),
+        (
+            run(TuningConfig(method="prompt", prompt=PromptConfig(labels=("a",)))),
+            "tuning.prompt.labels = ('a',): is read",
+        ),
+        (run(TuningConfig(method="prompt", prompt=PromptConfig(start="labels"))), "tuning.prompt.labels is empty"),
+        (
+            run(TuningConfig(method="prompt", prompt=PromptConfig(length=31))),
+            "tuning.prompt.length = 31: leaves no place",
+        ),
+        (
+            run(TuningConfig(method="adalora", adaptive=AdaptiveConfig(warmup=0.5, settled=0.5))),
+            "tuning.adaptive.warmup = 0.5, settled = 0.5: together they must be below 1",
+        ),
+        (
+            run(TuningConfig(method="adalora"), train=TrainConfig(ema_decay=0.9)),
+            "train.ema_decay = 0.9: the average of",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told(config, mistake):
+    told = list(tuning_mistakes(config))
+    assert len(told) == 1
+    assert mistake in told[0]
+
+
+def test_ranks_and_alphas_of_their_own_are_of_the_first_exception_that_matches():
+    others = ({"targets": "mlp/", "rank": 4, "alpha": 2.0}, {"targets": "mlp/down", "rank": 2})
+    config = run(ranks(*others, targets=("attention/query$", "mlp"), rank=8))
+    assert list(tuning_mistakes(config)) == []
+    found = {update.module: (update.rank, update.scale) for update in updates(MODEL, config.tuning)}
+    of_mlp = {f"layers/mlp/{name}": (4, 0.5) for name in ("gate", "up", "down")}
+    assert found == {"layers/attention/query": (8, 2.0), **of_mlp}
