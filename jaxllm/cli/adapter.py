@@ -19,7 +19,8 @@ from jaxllm.cli.model_folders import (
 )
 from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path, whole_folder
-from jaxllm.config import TuningConfig, UserError
+from jaxllm.common.trees import Tree
+from jaxllm.config import RunConfig, TuningConfig, UserError
 from jaxllm.train.run_folder import create, save_config, saved_config, saved_tokenizer
 
 
@@ -70,6 +71,22 @@ class Merge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unmerge:
+    """Take the updates of a run out of a model into which they were merged: its base again, up to rounding."""
+
+    merged: tyro.conf.Positional[str]
+    """The model folder; it may have been trained on since."""
+    run: tyro.conf.Positional[str]
+    """The folder of the run that has trained them."""
+    out: tyro.conf.Positional[str]
+    """The model folder that is made."""
+    step: int | Literal["best"] | None = None
+    """The checkpoint that was merged, or the one with the lowest held-out loss; none means the latest."""
+    ema: bool = True
+    """Take the moving average of the adapter where the run keeps one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Combine:
     """Add up adapters of one base: a run folder whose change of the base is the sum of theirs."""
 
@@ -98,6 +115,7 @@ Command = (
     Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[Unmerge, tyro.conf.subcommand("unmerge")]
     | Annotated[Combine, tyro.conf.subcommand("combine")]
     | Annotated[Show, tyro.conf.subcommand("show")]
 )
@@ -118,7 +136,7 @@ def run(argv: list[str]) -> int:
     if (out := user_path(command.out)).is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"'{out}' is there already: name another folder, or remove it")
     made_by: dict[type, Callable[[Any, Path], None]]
-    made_by = {Export: _export, Import: _import, Merge: _merge, Combine: _combine}
+    made_by = {Export: _export, Import: _import, Merge: _merge, Unmerge: _unmerge, Combine: _combine}
     made_by[type(command)](command, out)
     return 0
 
@@ -205,23 +223,43 @@ def _merge(command: Merge, out: Path) -> None:
     params = folded(config, trained, base)
     if command.dtype == "bfloat16":
         params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    made = _write_model(out, config, params, folder)
+    print(f"merged the adapter of '{folder}' at step {info.step} into its base: {made}")
+
+
+def _unmerge(command: Unmerge, out: Path) -> None:
+    from jaxllm.peft.merge import unfolded
+    from jaxllm.train.params import check_base, load_run_params, load_trained
+
+    folder, source = user_path(command.run), user_path(command.merged)
+    check_is_adapter(folder, saved_config(folder))
+    check_is_foldable(folder, saved_config(folder))
+    config, trained, info = load_trained(folder, command.step, command.ema)
+    own, params, _ = load_run_params(source)
+    check_base(replace(config, base=str(source)), own)
+    made = _write_model(out, own, unfolded(config, trained, params), source)
+    print(f"took the adapter of '{folder}' at step {info.step} out of '{source}': {made}")
+
+
+def _write_model(out: Path, config: RunConfig, params: Tree, folder: Path) -> str:
+    """Makes a model folder of parameters, with the tokenizer and what else lies in `folder`; what it is, in words."""
+    import jax
+
     tokenizer, imported = saved_tokenizer(folder), imported_folder(folder)
-    merged = replace(config, name=out.absolute().name, output=None, base=None, tuning=TuningConfig())
+    alone = replace(config, name=out.absolute().name, output=None, base=None, tuning=TuningConfig())
     with whole_folder(out) as writing:
-        create(writing, merged, tokenizer)
+        create(writing, alone, tokenizer)
         for name, content in files_beside(folder).items():
             (writing / name).parent.mkdir(exist_ok=True)
             (writing / name).write_bytes(content)
         if imported is not None:
             (writing / SOURCE).write_bytes((imported / SOURCE).read_bytes())
-        own = replace(merged.tokenizer, path=str(out / saved_tokenizer(writing).name))
-        save_config(writing, replace(merged, tokenizer=own))
+        own = replace(alone.tokenizer, path=str(out / saved_tokenizer(writing).name))
+        save_config(writing, replace(alone, tokenizer=own))
         save_params(writing, params, tokenizer)
     types = ", ".join(sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)}))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(
-        f"merged the adapter of '{folder}' at step {info.step} into its base: {count:,} parameters, {types}, in '{out}'"
-    )
+    return f"{count:,} parameters, {types}, in '{out}'"
 
 
 def _combine(command: Combine, out: Path) -> None:

@@ -166,6 +166,17 @@ def test_a_merged_model_needs_no_base_and_is_exported_as_the_run_is(base, runs, 
             assert (out / name).read_bytes() == content
 
 
+def test_what_was_merged_is_taken_out_again(base, runs, tmp_path, capsys):
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    run(["merge", str(runs / "lora"), str(merged)])
+    assert main(["adapter", "unmerge", str(merged), str(runs / "lora"), str(out)]) == 0
+    assert f"took the adapter of '{runs / 'lora'}' at step 7 out of '{merged}': " in capsys.readouterr().out
+    close(whole(base), whole(out))
+    assert (out / "chat_template.jinja").read_bytes() == (base / "chat_template.jinja").read_bytes()
+    with pytest.raises(UserError, match=r"DoRA cannot be taken out of its base again"):
+        run(["unmerge", str(merged), str(runs / "dora"), str(tmp_path / "none")])
+
+
 def test_a_merged_model_is_rounded_once(runs, tmp_path):
     run(["merge", str(runs / "lora"), str(tmp_path / "half"), "--dtype", "bfloat16"])
     wanted = {path: leaf.astype("bfloat16") for path, leaf in whole(runs / "lora").items()}
