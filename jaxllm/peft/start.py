@@ -1,6 +1,7 @@
 """What adapters begin with, where that follows from their base: magnitudes, virtual tokens, their keys and values."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +10,28 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import Tree, nest
 from jaxllm.config import MeshConfig, RunConfig
-from jaxllm.models.adapters import block_size, frozen_table, kept_as, updates
+from jaxllm.models.adapters import updates
 from jaxllm.models.cache import empty_cache
 from jaxllm.models.transformer import Transformer, decode
 from jaxllm.peft.merge import magnitudes
-from jaxllm.quantization.blocks import dequantized, quantized
+from jaxllm.quantization.blocks import plain
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import fetched
 
 
-def starts(config: RunConfig, base: Mapping[str, jax.Array], tokens: Sequence[Sequence[int]]) -> dict[str, jax.Array]:
+def starts(config: RunConfig, base: Mapping[str, Any], tokens: Sequence[Sequence[int]]) -> dict[str, jax.Array]:
     """The leaves of an adapter that begin with something of the base, by their paths.
 
     Args:
         config: of the run.
-        base: all parameters of the model that it begins with, by their paths.
+        base: all parameters of the model that it begins with, by their paths, as the run keeps them.
         tokens: those that each virtual token begins as the mean of; empty where all begin as uniform numbers.
     """
     found: dict[str, jax.Array] = {}
     if config.tuning.lora.magnitudes:
         for update in updates(config.model, config.tuning):
             path = f"{update.module}/kernel"
-            found[f"{update.module}/lora_magnitude"] = magnitudes(update.kernel, _as_kept(config, path, base[path]))
+            found[f"{update.module}/lora_magnitude"] = magnitudes(update.kernel, plain(base[path]))
     if tokens and config.tuning.method == "prompt":
         found["prompt/tokens"] = _means(base["embedding/tokens"], tokens)
     if tokens and config.tuning.method in ("prefix", "hybrid"):
@@ -40,25 +41,18 @@ def starts(config: RunConfig, base: Mapping[str, jax.Array], tokens: Sequence[Se
     return found
 
 
-def _as_kept(config: RunConfig, path: str, kernel: jax.Array) -> jax.Array:
-    """The numbers of a kernel as the run will read them."""
-    dtype = kept_as(path, frozen_table(config)[path], config.tuning.base_dtype)
-    if dtype not in ("int8", "nf4"):
-        return kernel.astype(dtype)
-    return dequantized(quantized(kernel, dtype, block_size(kernel.shape[-1])), jnp.float32)
-
-
 def _means(table_VD: jax.Array, tokens: Sequence[Sequence[int]]) -> jax.Array:
     """The mean of the embeddings of each group of tokens, `[U, D]`."""
     widest = max(map(len, tokens))
     ids = jnp.asarray([[*row, *[row[0]] * (widest - len(row))] for row in tokens])
     weights = jnp.asarray([[1 / len(row)] * len(row) + [0.0] * (widest - len(row)) for row in tokens])
+    table_VD = table_VD.astype(jnp.float32)
     return jnp.einsum("UWD,UW->UD", table_VD.at[ids].get(out_sharding=jax.typeof(ids).sharding), weights)
 
 
 def _keys_and_values(config: RunConfig, base: Tree, tokens: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
     """Those that each layer makes of the tokens as a text: `[L, U, K, H]`. One device computes them."""
-    model, U = Transformer(config.model), len(tokens)
+    model, U = Transformer(config.model, at_use=lambda _, params: plain(params)), len(tokens)
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
 
     def run(params: Tree) -> tuple[jax.Array, jax.Array]:

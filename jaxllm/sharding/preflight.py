@@ -192,7 +192,8 @@ def _remedy(config: RunConfig, sizes: Mapping[str, int], leaf: Param, first: int
         return f"mesh.zero_stage = {first}"
     whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in cuts(leaf.axes)]
     stage = f", with mesh.zero_stage = {first}," if is_low else ""
-    return f"a larger mesh.fsdp in the place of {' or '.join(whole)}{stage}"
+    own = sorted(set(cuts(leaf.axes)) - {None})
+    return f"a larger mesh.{own[0] if own else 'fsdp'} in the place of {' or '.join(whole)}{stage}"
 
 
 def divisors(number: int) -> list[int]:

@@ -1,5 +1,6 @@
 """How a run begins: with random parameters, or with those of a base and what an adapter begins as."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jaxllm.data.loader import Loader
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.models.adapters import block_size, frozen_table, kept_as, trained_table
 from jaxllm.peft.start import starts
-from jaxllm.quantization.blocks import quantized
+from jaxllm.quantization.blocks import Quantized, quantized
 from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.params import Origin, load_base
 from jaxllm.train.state import State, initial_state
@@ -63,7 +64,7 @@ def begin(config: RunConfig, mesh: Mesh, loader: Loader) -> Beginning:
     """
     if config.base is None:
         return Beginning(initial_state(config, mesh), {}, None)
-    base, origin = load_base(config, mesh, None)
+    base, origin = load_base(config, mesh, None, functools.partial(kept, config))
     tokens: list[list[int]] = []
     if config.tuning.method in ("prompt", "prefix", "hybrid"):
         tokens = prompt_tokens(config.tuning.prompt, loader.corpus.tokenizer, _counts(loader), config.seed)
@@ -71,7 +72,7 @@ def begin(config: RunConfig, mesh: Mesh, loader: Loader) -> Beginning:
     given = {path: x for path, x in base.items() if path in trained} | starts(config, base, tokens)
     cut = flatten(optimizer_specs(trained, config.mesh.zero_stage))
     given = {path: jax.device_put(x, NamedSharding(mesh, cut[path])) for path, x in given.items()}
-    frozen = kept(config, base)
+    frozen = nest({path: x for path, x in base.items() if path not in trained})
     return Beginning(initial_state(config, mesh, given), frozen, origin)
 
 
@@ -79,25 +80,23 @@ def load_frozen(config: RunConfig, mesh: Mesh, origin: Origin | None) -> Tree:
     """What a run that goes on does not train. Raises as `load_base`."""
     if config.base is None or not frozen_table(config):
         return {}
-    return kept(config, load_base(config, mesh, origin)[0])
+    base, _ = load_base(config, mesh, origin, functools.partial(kept, config))
+    return nest({path: base[path] for path in frozen_table(config)})
 
 
-def kept(config: RunConfig, base: dict[str, jax.Array]) -> Tree:
-    """The base's parameters that are not trained, in the form in which they are kept; those are consumed.
+def kept(config: RunConfig, path: str, x: jax.Array) -> jax.Array | Quantized:
+    """A parameter of the base in the form in which a run keeps it; one that is trained as it is.
 
     Raises:
         UserError: a mesh that would cut a block of quantised numbers.
     """
-    found = {}
-    for path, leaf in frozen_table(config).items():
-        x, dtype = base.pop(path), kept_as(path, leaf, config.tuning.base_dtype)
-        if dtype in ("int8", "nf4"):
-            size = block_size(x.shape[-1])
-            _check_blocks(config, path, x, size)
-            found[path] = jax.jit(quantized, static_argnums=(1, 2))(x, dtype, size)
-        else:
-            found[path] = x.astype(dtype)
-    return nest(found)
+    leaf = frozen_table(config).get(path)
+    dtype = "float32" if leaf is None else kept_as(path, leaf, config.tuning.base_dtype)
+    if dtype not in ("int8", "nf4"):
+        return x.astype(dtype)
+    size = block_size(x.shape[-1])
+    _check_blocks(config, path, x, size)
+    return jax.jit(quantized, static_argnums=(1, 2))(x, dtype, size)
 
 
 def abstract_frozen(config: RunConfig, mesh: Mesh) -> Tree:
@@ -109,7 +108,7 @@ def abstract_frozen(config: RunConfig, mesh: Mesh) -> Tree:
         for path, leaf in table.items()
     }
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda base: kept(config, dict(base)), base)
+        shapes = nest({path: jax.eval_shape(functools.partial(kept, config, path), x) for path, x in base.items()})
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)), shapes
     )

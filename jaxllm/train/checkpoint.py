@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,6 +146,21 @@ class Checkpoints:
         Each lies where `places` says for its path, or on the first device.
         """
         info = self.info(step)
+        name, wanted = self._parameters(step, ema, places)
+        return nest(self._read(step, wanted))[name], info
+
+    def each_param(
+        self, step: int, ema: bool, places: Mapping[str, jax.sharding.Sharding]
+    ) -> Iterator[tuple[str, jax.Array]]:
+        """The same one after another, with their paths: none is read before the one before it has been taken."""
+        self.info(step)
+        for path, leaf in self._parameters(step, ema, places)[1].items():
+            yield path.partition("/")[2], self._read(step, {path: leaf})[path]
+
+    def _parameters(
+        self, step: int, ema: bool, places: Mapping[str, jax.sharding.Sharding]
+    ) -> tuple[str, dict[str, jax.ShapeDtypeStruct]]:
+        """What the parameters are called in a checkpoint, and the leaves of that name."""
         first = SingleDeviceSharding(jax.devices()[0])
         stored = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places.get(path.partition("/")[2], first))
@@ -153,7 +168,7 @@ class Checkpoints:
         }
         for name in ("ema", "params") if ema else ("params",):
             if wanted := {path: leaf for path, leaf in stored.items() if path.startswith(f"{name}/")}:
-                return nest(self._read(step, wanted))[name], info
+                return name, wanted
         raise self._does_not_fit(step, "it holds no parameters")
 
     def info(self, step: int) -> Info:

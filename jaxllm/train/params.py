@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,13 +112,17 @@ def _chosen(run_folder: Path, checkpoints: Checkpoints, step: Step) -> int:
     return steps[-1] if step is None else step
 
 
-def load_base(config: RunConfig, mesh: Mesh, origin: Origin | None) -> tuple[dict[str, jax.Array], Origin]:
-    """All parameters that a run begins with, by their paths, in float32 and cut along `mesh`; and which those are.
+def load_base(
+    config: RunConfig, mesh: Mesh, origin: Origin | None, keep: Callable[[str, jax.Array], Any]
+) -> tuple[dict[str, Any], Origin]:
+    """All parameters that a run begins with, by their paths; and which those are.
 
     Args:
         config: of the run, which has a base.
         mesh: of the run.
         origin: what the run began with, if it has begun.
+        keep: makes of a path and its parameter, in float32 and cut along `mesh`, what is kept of it; the next one is
+            read after that.
 
     Raises:
         UserError: the base is no model folder, of another shape than the run's model, or not what it was.
@@ -129,18 +133,23 @@ def load_base(config: RunConfig, mesh: Mesh, origin: Origin | None) -> tuple[dic
     check_base(config, base_config)
     specs = flatten(parameter_specs(table, config.mesh.zero_stage))
     places = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
-    if frozen_table(base_config):
-        _, params, info = load_run_params(folder, origin and origin.step)
-        flat = {path: jax.device_put(np.asarray(x, np.float32), places[path]) for path, x in flatten(params).items()}
-    else:
-        with Checkpoints(folder) as checkpoints:
-            step = _chosen(folder, checkpoints, None if origin is None else origin.step)
-            params, info = checkpoints.restore_params(step, ema=True, places=places)
-        flat = {path: x.astype(jnp.float32) for path, x in flatten(params).items()}
-    found = Origin(info.step, fingerprint(flat))
+    sums, kept = {}, {}
+    with Checkpoints(folder) as checkpoints:
+        step = _chosen(folder, checkpoints, None if origin is None else origin.step)
+        if frozen_table(base_config):
+            whole = flatten(load_run_params(folder, step)[1])
+            each: Iterator[tuple[str, jax.Array]]
+            each = ((path, jax.device_put(np.asarray(x), places[path])) for path, x in whole.items())
+        else:
+            each = checkpoints.each_param(step, True, places)
+        for path, x in each:
+            x = x.astype(jnp.float32)
+            sums[path] = int(_weighed(x))
+            kept[path] = keep(path, x)
+    found = Origin(step, _hash_of(sums))
     if origin is not None and origin.fingerprint not in ("", found.fingerprint):
         raise UserError(f"base = '{config.base}': is not what this run began with; put that model back")
-    return flat, found
+    return kept, found
 
 
 def with_base_tokenizer(config: RunConfig) -> RunConfig:
@@ -174,8 +183,11 @@ def check_base(config: RunConfig, base: RunConfig) -> None:
 
 def fingerprint(flat: Mapping[str, jax.Array]) -> str:
     """A hash of parameters by their paths: the same for the same numbers, however they are cut."""
-    sums = {path: int(_weighed(x)) for path, x in sorted(flat.items())}
-    return hashlib.blake2b(json.dumps(sums).encode(), digest_size=8).hexdigest()
+    return _hash_of({path: int(_weighed(x)) for path, x in flat.items()})
+
+
+def _hash_of(sums: Mapping[str, int]) -> str:
+    return hashlib.blake2b(json.dumps(dict(sorted(sums.items()))).encode(), digest_size=8).hexdigest()
 
 
 @jax.jit

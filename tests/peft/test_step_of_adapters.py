@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.common.trees import flatten, map_with_path
+from jaxllm.common.trees import flatten, map_with_path, nest
 from jaxllm.config import (
     LoraConfig,
     MeshConfig,
@@ -73,7 +73,7 @@ def frozen_of(config, mesh):
     drawn = jax.jit(lambda: initial(jax.random.key(7), table))()
     placed = jax.tree.map(lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)), drawn, specs)
     with jax.set_mesh(mesh):
-        return kept(config, flatten(placed))
+        return nest({path: kept(config, path, x) for path, x in flatten(placed).items()})
 
 
 def moved(params):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from jaxllm.config import MeshConfig, RunConfig, TrainConfig
+from jaxllm.config import LoraConfig, MeshConfig, RunConfig, TrainConfig, TuningConfig
 from jaxllm.models.presets import LLAMA2_7B
 from jaxllm.sharding.axes import RULES
 from jaxllm.sharding.preflight import mesh_sizes, parameter_mistakes, replicated
@@ -74,6 +74,15 @@ def test_the_remedy_names_what_leaves_the_parameter_whole(mesh, remedy):
     config = RunConfig(model=LLAMA2_7B, mesh=mesh)
     found = replicated(config, mesh_sizes(config, 8), "tpu")
     assert found.endswith(f"; {remedy} would cut it"), found
+
+
+def test_of_what_an_axis_cannot_cut_another_is_named():
+    tuning = TuningConfig(method="lora", lora=LoraConfig(rank=512))
+    config = RunConfig(base="base", model=LLAMA2_7B, tuning=tuning, mesh=MeshConfig(data=1, fsdp=8))
+    found = replicated(config, mesh_sizes(config, 8), "tpu")
+    assert re.search(
+        r"the optimizer of 'layers/\w+/\w+/lora_b' .*; a larger mesh.tensor in the place of mesh.fsdp", found
+    )
 
 
 def test_a_small_model_may_be_replicated_without_a_word():
