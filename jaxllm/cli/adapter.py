@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -19,9 +19,11 @@ from jaxllm.cli.model_folders import (
 )
 from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path, whole_folder
-from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig, TuningConfig, UserError
 from jaxllm.train.run_folder import create, save_config, saved_config, saved_tokenizer
+
+if TYPE_CHECKING:
+    from jaxllm.common.trees import Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +243,7 @@ def _unmerge(command: Unmerge, out: Path) -> None:
     print(f"took the adapter of '{folder}' at step {info.step} out of '{source}': {made}")
 
 
-def _write_model(out: Path, config: RunConfig, params: Tree, folder: Path) -> str:
+def _write_model(out: Path, config: RunConfig, params: "Tree", folder: Path) -> str:
     """Makes a model folder of parameters, with the tokenizer and what else lies in `folder`; what it is, in words."""
     import jax
 

@@ -192,7 +192,7 @@ def _remedy(config: RunConfig, sizes: Mapping[str, int], leaf: Param, first: int
         return f"mesh.zero_stage = {first}"
     whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in cuts(leaf.axes)]
     stage = f", with mesh.zero_stage = {first}," if is_low else ""
-    own = sorted(set(cuts(leaf.axes)) - {None})
+    own = sorted(axis for axis in cuts(leaf.axes) if axis)
     return f"a larger mesh.{own[0] if own else 'fsdp'} in the place of {' or '.join(whole)}{stage}"
 
 
