@@ -38,11 +38,13 @@ def train(folder: Path, recipe: str, *overrides: str | Path) -> dict[str, float 
     return {**run("train", recipe, "--output", folder, "--eval.no-tasks", *overrides)}
 
 
-def ask(model: Path, recipe: str, out: Path, metric: str, tasks: Sequence[str], limit: int) -> dict[str, Any]:
-    """The mean over tasks of a metric of short answers to what a recipe holds out: `mean`, `stderr` and `rows`."""
-    asked = ("--held-out", recipe, "--metrics", metric, "--max-new-tokens", "24", "--dtype", "bfloat16")
+def ask(
+    model: Path, recipe: str, out: Path, metrics: Sequence[str], tasks: Sequence[str], limit: int
+) -> dict[str, dict[str, Any]]:
+    """The means over tasks of metrics of short answers to what a recipe holds out: `mean`, `stderr` and `rows`."""
+    asked = ("--held-out", recipe, "--metrics", *metrics, "--max-new-tokens", "24", "--dtype", "bfloat16")
     run("eval", model, *asked, "--limit", str(limit), "--out", out, "--tasks", *tasks)
-    return json.loads(out.read_text())["mean"][metric]
+    return json.loads(out.read_text())["mean"]
 
 
 class Results:

@@ -5,9 +5,10 @@
 
 Trains the recipes of `configs/*/smollm2_multitask*.py` with each seed, and has `jaxllm eval` ask each model, and the
 base, held-out rows of all tasks whose answers are short, `--limit` of each; of a task that is not trained ten times as
-many. An answer is right if it is the expected one but for case, punctuation and articles (SQuAD's exact match). Printed
-are the means over tasks, plus or minus the deviation over seeds, or of one seed the standard error over tasks. What is
-in `results.json` is not done again, and a run that was stopped goes on, so the same command goes on too.
+many. An answer is right if it is the expected one but for case, punctuation and articles (SQuAD's exact match); F1 is
+of their words. Printed are the means over tasks in percent, plus or minus the deviation over seeds, or of one seed the
+standard error over tasks. What is in `results.json` is not done again, and a run that was stopped goes on, so the same
+command goes on too.
 """
 
 import argparse
@@ -30,6 +31,7 @@ RECIPES = {
     "prompt": "configs/prompt/smollm2_multitask.py",
     "hybrid": "configs/lora/smollm2_multitask_hybrid.py",
 }
+KINDS, METRICS = ("seen", "unseen"), ("exact", "f1")
 SHORT = 25
 """Characters of a short answer, on average over a task."""
 FEWEST = 3
@@ -56,13 +58,15 @@ def trained_parameters(method: str) -> int:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line for each method; the base costs nothing."""
-    lines = [f"{'':10}{'runs':>6}{'seen':>14}{'unseen':>14}{'trained':>13}{'minutes':>9}{'MiB':>7}"]
+    heads = "".join(f"{kind + ' ' + name:>14}" for kind in KINDS for name in METRICS)
+    lines = [f"{'':10}{'runs':>6}{heads}{'trained':>13}{'minutes':>9}{'MiB':>7}"]
     for method in dict.fromkeys(name.split()[0] for name in results):
         runs = [of_run for name, of_run in results.items() if name.split()[0] == method]
-        runs = [of_run for of_run in runs if {"seen", "unseen"} <= of_run.keys()]
+        runs = [of_run for of_run in runs if of_run.keys() >= set(KINDS)]
         if not runs:
             continue
-        line = f"{method:10}{len(runs):6}{shown([r['seen'] for r in runs]):>14}{shown([r['unseen'] for r in runs]):>14}"
+        shares = (shown([r[kind][name] for r in runs]) for kind in KINDS for name in METRICS)
+        line = f"{method:10}{len(runs):6}" + "".join(f"{share:>14}" for share in shares)
         if method in RECIPES:
             line += f"{trained_parameters(method):13,}"
             costs = [r["cost"] for r in runs if r["cost"]["seconds"] is not None]
@@ -91,7 +95,7 @@ def main() -> None:
         for kind, (tasks, limit) in asked.items():
             if not results.has(name, kind):
                 out = folder / f"{name.replace(' ', '-')}-{kind}.json"
-                results.add(name, kind, ask(own, RECIPES["full"], out, "exact", tasks, limit))
+                results.add(name, kind, ask(own, RECIPES["full"], out, METRICS, tasks, limit))
         print(table(results.all), flush=True)
 
 
