@@ -8,9 +8,9 @@ with one answer that share a passage of 10 words are on one side: split row by r
 would be trained on in other words. The other recipes of these tasks take their data from here. Without the file,
 `--data.sources.0` may be any other of its form; `configs/sft/stdlib_functions.py` needs none.
 
-Result (`tools/compare_tuning.py`, seed 0, jax 0.12): of the answers to held-out rows 42.7 % are right on tasks that were
-trained (66 of them, with short answers), 38.7 % on those five; the base has 0.3 % and 2.0 %, since it answers in
-sentences. 5.4 GiB at most.
+Result (`tools/compare_tuning.py`, seed 0, jax 0.12): of the answers to held-out rows 42.7 % are right on tasks that
+were trained (66 of them, with short answers) and 38.7 % on those five; the base, which answers in sentences, has 0.3 %
+and 2.0 %. 5.4 GiB at most.
 """
 
 from jaxllm.config import (
