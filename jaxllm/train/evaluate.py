@@ -110,10 +110,8 @@ class Evaluator:
         """
         batches = self._loader.validation_batches(self._rows, own_rows(self._mesh, self._rows))
         part = self._sum(params, islice(batches, self._part), self._rows)
-        rest = HeldOut(0.0, 0, part.bytes and 0.0)
-        if is_last:
-            more = self._last - self._part
-            rest = self._sum(params, self._told(islice(batches, more), "the last evaluation", more), self._rows)
+        more = self._last - self._part if is_last else 0
+        rest = self._sum(params, self._told(islice(batches, more), "the last evaluation", more), self._rows)
         if not part.tokens or self._stop():
             return None, None
         return part, part.joined(rest) if is_last else None
@@ -137,7 +135,7 @@ class Evaluator:
         began = said = time.monotonic()
         for done, part in enumerate(parts):
             now = time.monotonic()
-            if now - said > SAID_EVERY:
+            if done and now - said > SAID_EVERY:
                 self._say(f"{what}: {done:,} of {total:,}, {duration((now - began) * (total / done - 1))} left")
                 said = now
             yield part

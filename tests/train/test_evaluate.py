@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import jax
@@ -61,6 +62,15 @@ def test_the_whole_is_every_held_out_token_and_byte_and_the_part_its_first_batch
     two = 2 * recipe.train.batch_size * recipe.data.sequence_length
     capped = replace(recipe, eval=replace(recipe.eval, last_tokens=two))
     assert evaluate(capped, loader, params)[1].nats == pytest.approx(sum(nats[:2]), rel=1e-6)
+
+
+def test_a_long_evaluation_tells_how_far_it_is_once_a_part_is_done(recipe, loader, params, monkeypatch, capsys):
+    monkeypatch.setattr("jaxllm.train.evaluate.SAID_EVERY", -1.0)  # as if the first batch had taken long
+    evaluate(recipe, loader, params)
+    first, *_ = told = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"the last evaluation: 1 of {len(told) + 1}, \d+:\d\d left", first)
+    evaluate(recipe, loader, params, is_last=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_run_evaluates_the_moving_average_that_it_keeps(recipe, loader, uninterrupted):
