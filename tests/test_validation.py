@@ -222,6 +222,10 @@ def test_every_objective_has_runs_that_are_in_order(kind):
         ),
         (chats(prompt="{{ x }}"), r"data.sources.0.prompt = '\{\{ x \}\}': format 'auto' does not read it"),
         (chats(tasks=("a",)), r"tasks = \('a',\): needs data.sources.0.task_field, which tells"),
+        (
+            chats(task_field="t", tasks=("a",), held_out_tasks=("b",)),
+            "held_out_tasks: 'b' is not in data.sources.0.tasks",
+        ),
         (chats(held_out_tasks=("a",)), r"held_out_tasks = \('a',\): needs data.sources.0.task_field, which tells"),
         (chats(task="a", task_field="b"), "data.sources.0.task = 'a': data.sources.0.task_field names the task of"),
         (chats(loss_weight=0.0), "data.sources.0.loss_weight = 0.0: must be above 0; to leave a source out, set its"),

@@ -50,6 +50,8 @@ def _source(source: SourceConfig, where: str) -> Iterator[str]:
     for field in ("tasks", "held_out_tasks"):
         if (named := getattr(source, field)) and source.task_field is None:
             yield f"{where}.{field} = {named!r:.60}: needs {where}.task_field, which tells the tasks"
+    if source.tasks and (unread := sorted({*source.held_out_tasks} - {*source.tasks})):
+        yield f"{where}.held_out_tasks: {unread[0]!r} is not in {where}.tasks, and so is not read; add it there"
     if source.task is not None and source.task_field is not None:
         yield f"{where}.task = {source.task!r}: {where}.task_field names the task of each record; None would do"
 
