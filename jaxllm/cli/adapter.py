@@ -1,7 +1,7 @@
 """`jaxllm adapter`: adapters to and from PEFT, into their base, added up, and what is in one."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,10 +19,13 @@ from jaxllm.cli.model_folders import (
 )
 from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path, whole_folder
-from jaxllm.config import RunConfig, TuningConfig, UserError
+from jaxllm.config import RunConfig, TransformerConfig, TuningConfig, UserError
 from jaxllm.train.run_folder import create, save_config, saved_config, saved_tokenizer
 
 if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
     from jaxllm.common.trees import Tree
 
 
@@ -143,24 +146,26 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _export(command: Export, out: Path) -> None:
+def _norms(model: TransformerConfig, flat: Mapping[str, "jax.Array"], module: str) -> "np.ndarray":
+    """Those `[L, O]` of the columns of a module's kernels in `flat`, which DoRA's magnitudes are at first."""
     import numpy as np
 
-    from jaxllm.common.trees import flatten
-    from jaxllm.interop.peft.folder import write_peft
     from jaxllm.models.adapters import linear_modules
     from jaxllm.peft.merge import magnitudes
+
+    kernel = flat[f"{module}/kernel"]
+    return np.asarray(magnitudes(linear_modules(model)[module], kernel)).reshape(len(kernel), -1)
+
+
+def _export(command: Export, out: Path) -> None:
+    from jaxllm.common.trees import flatten
+    from jaxllm.interop.peft.folder import write_peft
     from jaxllm.train.params import load_own_base
 
     adapter = load_adapter(user_path(command.run), command.step, command.ema)
     config = adapter.config
     base = functools.cache(lambda: flatten(load_own_base(adapter.folder, config)))
-
-    @functools.cache
-    def norms(module: str) -> np.ndarray:
-        kernel = base()[f"{module}/kernel"]
-        return np.asarray(magnitudes(linear_modules(config.model)[module], kernel)).reshape(len(kernel), -1)
-
+    norms = functools.cache(lambda module: _norms(config.model, base(), module))
     family, _ = published_config(adapter.folder, config.model, None)
     said = write_peft(out, config, adapter.leaves, family, command.base_name or _base_name(adapter), norms)
     print(
@@ -178,12 +183,10 @@ def _base_name(adapter: Adapter) -> str:
 
 
 def _import(command: Import, out: Path) -> None:
-    import numpy as np
 
     from jaxllm.common.trees import flatten
     from jaxllm.interop.peft.folder import read_peft
-    from jaxllm.models.adapters import linear_modules, virtual_tokens
-    from jaxllm.peft.merge import magnitudes
+    from jaxllm.models.adapters import virtual_tokens
     from jaxllm.train.params import Origin, check_base, fingerprint, load_run_params
     from jaxllm.validation import problems, refuse
 
@@ -193,11 +196,7 @@ def _import(command: Import, out: Path) -> None:
     flat, model = flatten(params), base_config.model
     family, _ = published_config(base, model, None)
 
-    def norms(module: str) -> np.ndarray:
-        kernel = flat[f"{module}/kernel"]
-        return np.asarray(magnitudes(linear_modules(model)[module], kernel)).reshape(len(kernel), -1)
-
-    tuning, leaves = read_peft(source, family, model, norms)
+    tuning, leaves = read_peft(source, family, model, lambda module: _norms(model, flat, module))
     tokenizer = replace(base_config.tokenizer, path=str(saved_tokenizer(base)))
     # Rows have as much room for text as the base's had.
     length = min(model.max_positions, base_config.data.sequence_length + virtual_tokens(tuning))

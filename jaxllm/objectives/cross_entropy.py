@@ -87,15 +87,10 @@ def _joined(x: jax.Array, order_BT: jax.Array) -> jax.Array:
     return where_it_lies(local, x, lambda cut: P(*cut[1:]), order_BT)
 
 
-def _rows_and_tokens(hidden_BTD: jax.Array) -> tuple[int, int]:
-    """Of one device."""
+def _chunks(hidden_BTD: jax.Array, chunk: int) -> int:
+    """How many each device has."""
     sharding = sharding_of(hidden_BTD)
     B, T, _ = hidden_BTD.shape if sharding is None else sharding.shard_shape(hidden_BTD.shape)
-    return B, T
-
-
-def _chunks(hidden_BTD: jax.Array, chunk: int) -> int:
-    B, T = _rows_and_tokens(hidden_BTD)
     return min(T, -(-B * T // chunk))
 
 
