@@ -189,14 +189,14 @@ def test_a_document_in_a_row_is_attended_to_as_if_alone():
     packed = attend(q, k, v, halves)
     parts = (x.reshape(2 * B, LONG // 2, -1, H) for x in (q, k, v))
     alone = attend(*parts, jnp.zeros((2 * B, LONG // 2), jnp.int32))
-    np.testing.assert_allclose(packed, alone.reshape(packed.shape), atol=1e-5)
+    assert_near([packed], [alone.reshape(packed.shape)])
 
 
 def test_grouped_queries_equal_repeated_keys_and_values():
     q, k, v = draw(QUERY_BLOCK)
     segments = documents(QUERY_BLOCK)
     repeated = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
-    np.testing.assert_allclose(attend(q, k, v, segments), attend(q, *repeated, segments), atol=1e-6)
+    assert_near([attend(q, k, v, segments)], [attend(q, *repeated, segments)])
 
 
 def test_a_window_of_the_whole_row_is_no_window():
@@ -241,7 +241,7 @@ def test_cached_attention_equals_causal_attention_at_its_slots(limits, T):
     k, v = (jnp.where(beyond[:, :, None, None], 1e9, x) for x in (k, v))
     k_BKHS, v_BKSH = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     out = cached_attention(q[rows, slots], k_BKHS, v_BKSH, jnp.asarray(slots), **limits)
-    np.testing.assert_allclose(out, whole[rows, slots], atol=1e-5)
+    assert_near([out], [whole[rows, slots]])
 
 
 def seen_by_all(q, k, v, segments, **limits):
