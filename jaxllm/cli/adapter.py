@@ -203,7 +203,8 @@ def _import(command: Import, out: Path) -> None:
     data = replace(base_config.data, sequence_length=length)
     config = replace(base_config, base=str(base), tokenizer=tokenizer, tuning=tuning, data=data)
     refuse(problems(config))
-    save_adapter(out, config, leaves, Origin(info.step, fingerprint(flat)), saved_tokenizer(base))
+    origin = Origin(info.step, fingerprint(base, info.step, params))
+    save_adapter(out, config, leaves, origin, saved_tokenizer(base))
     count = sum(leaf.size for leaf in leaves.values())
     print(f"imported an adapter of {count:,} parameters (tuning.method = {tuning.method!r}) for '{base}' to '{out}'")
 

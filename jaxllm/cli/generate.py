@@ -104,7 +104,7 @@ def run(argv: list[str]) -> int:
         virtual=virtual_tokens(config.tuning),
         dtype=None if command.dtype == "auto" else command.dtype,
     )
-    choose = _chooser(generator, config, params, command.adapter)
+    choose = _chooser(generator, config, params, command, info.step)
     del params
     _check_prompts(choose, prompts, command)
     if search is not None:
@@ -128,18 +128,20 @@ def _check_prompts(choose: Choose, prompts: Sequence[str], command: Command) -> 
         choose(own[:1]).check([prompts[n] for n in own], command.max_new_tokens, command.stop)
 
 
-def _chooser(generator: "Generator", config: RunConfig, params: "Tree", folders: Sequence[str]) -> Choose:
-    """Gives the generator for rows that continue the prompts of these numbers.
+def _chooser(generator: "Generator", config: RunConfig, params: "Tree", command: Command, step: int) -> Choose:
+    """Gives the generator for rows that continue the prompts of these numbers, by parameters of that step.
 
     Raises:
         UserError: a folder that holds no adapter of this model.
     """
+    folders = command.adapter
     if not folders:
         return lambda numbers: generator
     from jaxllm.generation.adapters import Adapters
-    from jaxllm.train.params import load_adapter
+    from jaxllm.train.params import fingerprint, load_adapter
 
-    given = {folder: load_adapter(user_path(folder), params) for folder in dict.fromkeys(folders) if folder != "none"}
+    own = fingerprint(user_path(command.run), step, params, command.ema)
+    given = {folder: load_adapter(user_path(folder), own) for folder in dict.fromkeys(folders) if folder != "none"}
     adapters = Adapters(config.model, params, given)
     names = [None if folder == "none" else folder for folder in folders]
     return lambda numbers: generator.with_adapters(adapters, [names[n % len(names)] for n in numbers])

@@ -54,6 +54,15 @@ def folded(config: RunConfig, trained: Tree, base: Tree) -> Tree:
     return _with_kernels(config, trained, base, _folded)
 
 
+def folded_leaf(config: RunConfig, path: str, trained: Tree, x: jax.Array) -> jax.Array:
+    """What `folded` makes of one parameter of the base."""
+    leaves = flatten(scaled_updates(config, trained))
+    if path in leaves:
+        return leaves[path]
+    update = next((u for u in updates(config.model, config.tuning) if path == f"{u.module}/kernel"), None)
+    return x if update is None else _folded(update, x, _pop(update, leaves)).astype(x.dtype)
+
+
 def unfolded(config: RunConfig, trained: Tree, merged: Tree) -> Tree:
     """The inverse of `folded` up to rounding, for kernels: without the updates that were folded into them.
 
@@ -83,10 +92,14 @@ def _with_kernels(
     """`params` with what else is trained, and with kernels that are made of theirs and the leaves of their updates."""
     own = flatten(params) | flatten(scaled_updates(config, trained))
     for update in updates(config.model, config.tuning):
-        leaves = {name: own.pop(f"{update.module}/{name}") for name in LEAVES if f"{update.module}/{name}" in own}
-        kernel = own[f"{update.module}/kernel"]
+        leaves, kernel = _pop(update, own), own[f"{update.module}/kernel"]
         own[f"{update.module}/kernel"] = make(update, kernel, leaves).astype(kernel.dtype)
     return nest(own)
+
+
+def _pop(update: Update, flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The leaves of one update, out of all."""
+    return {name: flat.pop(f"{update.module}/{name}") for name in LEAVES if f"{update.module}/{name}" in flat}
 
 
 LEAVES = ("lora_a", "lora_b", "lora_scale", "lora_magnitude")

@@ -90,7 +90,7 @@ def kept(config: RunConfig, path: str, x: jax.Array) -> jax.Array | Quantized:
     Raises:
         UserError: a mesh that would cut a block of quantised numbers.
     """
-    leaf = frozen_table(config).get(path)
+    x, leaf = x.astype(jnp.float32), frozen_table(config).get(path)
     dtype = "float32" if leaf is None else kept_as(path, leaf, config.tuning.base_dtype)
     if dtype not in ("int8", "nf4"):
         return x.astype(dtype)

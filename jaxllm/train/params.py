@@ -1,23 +1,24 @@
 """The parameters of a model folder: those of a run, of an imported model, or of a base with what was tuned of it."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.paths import user_path
 from jaxllm.common.trees import Tree, flatten
 from jaxllm.config import RunConfig, UserError, differences
-from jaxllm.models.adapters import frozen_table
+from jaxllm.models.adapters import frozen_table, trained_table
 from jaxllm.models.table import parameter_table
-from jaxllm.peft.merge import folded
+from jaxllm.peft.merge import folded, folded_leaf
 from jaxllm.sharding.zero import parameter_specs
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.run_folder import saved_config, saved_tokenizer
@@ -59,8 +60,8 @@ def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tu
     return config, folded(config, trained, load_own_base(run_folder, config)), info
 
 
-def load_adapter(run_folder: Path, base: Tree) -> tuple[RunConfig, Tree]:
-    """What a run has trained beside `base`, and its configuration.
+def load_adapter(run_folder: Path, base: str) -> tuple[RunConfig, Tree]:
+    """What a run has trained beside the parameters whose fingerprint is `base`, and its configuration.
 
     Raises:
         UserError: the run has no adapter, or one for other parameters.
@@ -69,7 +70,7 @@ def load_adapter(run_folder: Path, base: Tree) -> tuple[RunConfig, Tree]:
     if not frozen_table(config):
         raise UserError(f"the run in '{run_folder}' has trained all of its parameters, and is no adapter")
     origin = read_origin(run_folder)
-    if origin is not None and origin.fingerprint not in ("", fingerprint(flatten(base))):
+    if origin is not None and origin.fingerprint not in ("", base):
         raise UserError(f"'{run_folder}' is an adapter for another base, the model in '{config.base}'")
     return config, trained
 
@@ -83,9 +84,9 @@ def load_own_base(run_folder: Path, config: RunConfig) -> Tree:
     assert config.base is not None
     base_folder = user_path(config.base)
     origin = read_origin(run_folder)
-    base_config, base, _ = load_run_params(base_folder, None if origin is None else origin.step)
+    base_config, base, info = load_run_params(base_folder, None if origin is None else origin.step)
     check_base(config, base_config)
-    if origin is not None and origin.fingerprint not in ("", fingerprint(flatten(base))):
+    if origin is not None and origin.fingerprint not in ("", fingerprint(base_folder, info.step, base)):
         raise UserError(
             f"'{run_folder}' is an adapter for another base than what lies in '{base_folder}' now: put back the model "
             "that it was trained on"
@@ -121,35 +122,46 @@ def load_base(
         config: of the run, which has a base.
         mesh: of the run.
         origin: what the run began with, if it has begun.
-        keep: makes of a path and its parameter, in float32 and cut along `mesh`, what is kept of it; the next one is
-            read after that.
+        keep: makes of a path and its parameter, cut along `mesh`, what is kept of it; the next one is read after that.
 
     Raises:
         UserError: the base is no model folder, of another shape than the run's model, or not what it was.
     """
     assert config.base is not None
-    folder, table = user_path(config.base), parameter_table(config.model)
+    folder = user_path(config.base)
     base_config = saved_config(folder)
     check_base(config, base_config)
-    specs = flatten(parameter_specs(table, config.mesh.zero_stage))
+    specs = flatten(parameter_specs(parameter_table(config.model), config.mesh.zero_stage))
     places = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
-    sums, kept = {}, {}
     with Checkpoints(folder) as checkpoints:
         step = _chosen(folder, checkpoints, None if origin is None else origin.step)
         if frozen_table(base_config):
-            whole = flatten(load_run_params(folder, step)[1])
-            each: Iterator[tuple[str, jax.Array]]
-            each = ((path, jax.device_put(np.asarray(x), places[path])) for path, x in whole.items())
+            everywhere = dict.fromkeys(trained_table(base_config), NamedSharding(mesh, P()))
+            trained = checkpoints.restore_params(step, True, everywhere)[0]
+            below, own = replace(base_config, mesh=config.mesh), read_origin(folder)
+            kept = load_base(below, mesh, own, _keep_folded(below, trained, places, keep))[0]
+            found = Origin(step, _hash_of_adapter(trained, own))
         else:
-            each = checkpoints.each_param(step, True, places)
-        for path, x in each:
-            x = x.astype(jnp.float32)
-            sums[path] = int(_weighed(x))
-            kept[path] = keep(path, x)
-    found = Origin(step, _hash_of(sums))
+            sums, kept = {}, {}
+            for path, x in checkpoints.each_param(step, True, places):
+                sums[path] = int(_weighed(x))
+                kept[path] = keep(path, x)
+            found = Origin(step, _hash_of(sums))
     if origin is not None and origin.fingerprint not in ("", found.fingerprint):
         raise UserError(f"base = '{config.base}': is not what this run began with; put that model back")
     return kept, found
+
+
+def _keep_folded(
+    config: RunConfig, trained: Tree, places: Mapping[str, NamedSharding], keep: Callable[[str, jax.Array], Any]
+) -> Callable[[str, jax.Array], Any]:
+    """Keeps a parameter of a base once it has what a run has trained in it."""
+
+    def keep_folded(path: str, x: jax.Array) -> Any:
+        fold = jax.sharding.auto_axes(functools.partial(folded_leaf, config, path), out_sharding=places[path])
+        return keep(path, jax.jit(fold)(trained, x))
+
+    return keep_folded
 
 
 def with_base_tokenizer(config: RunConfig) -> RunConfig:
@@ -181,13 +193,31 @@ def check_base(config: RunConfig, base: RunConfig) -> None:
         )
 
 
-def fingerprint(flat: Mapping[str, jax.Array]) -> str:
-    """A hash of parameters by their paths: the same for the same numbers, however they are cut."""
-    return _hash_of({path: int(_weighed(x)) for path, x in flat.items()})
+def fingerprint(run_folder: Path, step: int, params: Tree, ema: bool = True) -> str:
+    """A hash of the parameters of a model folder, the same for the same numbers, however they are cut.
+
+    Of an adapter it is of what was trained and of its base's fingerprint, not of their sums, which another machine may
+    round otherwise.
+
+    Args:
+        run_folder: where the parameters were loaded from.
+        step: the checkpoint.
+        params: of that step, all of them.
+        ema: whether they are the moving average.
+    """
+    if not frozen_table(saved_config(run_folder)):
+        return _hash_of({path: int(_weighed(x)) for path, x in flatten(params).items()})
+    return _hash_of_adapter(load_trained(run_folder, step, ema)[1], read_origin(run_folder))
 
 
-def _hash_of(sums: Mapping[str, int]) -> str:
-    return hashlib.blake2b(json.dumps(dict(sorted(sums.items()))).encode(), digest_size=8).hexdigest()
+def _hash_of_adapter(trained: Tree, origin: Origin | None) -> str:
+    sums = {path: int(_weighed(x)) for path, x in flatten(trained).items()}
+    return _hash_of(sums, "" if origin is None else origin.fingerprint)
+
+
+def _hash_of(sums: Mapping[str, int], *base: str) -> str:
+    parts = (dict(sorted(sums.items())), *base)
+    return hashlib.blake2b("".join(map(json.dumps, parts)).encode(), digest_size=8).hexdigest()
 
 
 @jax.jit

@@ -56,7 +56,7 @@ def runs(base, tmp_path_factory):
     for number, (name, tuning) in enumerate(TUNINGS.items()):
         config = replace(own, name=name, output=None, base=str(base), tuning=tuning)
         create(root / name, config, tokenizer)
-        write_origin(root / name, Origin(info.step, fingerprint(flatten(params))))
+        write_origin(root / name, Origin(info.step, fingerprint(base, info.step, params)))
         random = np.random.default_rng(number)
         leaves = {}
         for path, leaf in adapter_table(config.model, tuning).items():

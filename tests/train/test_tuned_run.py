@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,9 @@ from jaxllm.config import (
     UserError,
 )
 from jaxllm.models.adapters import trained_table
+from jaxllm.peft.merge import folded
+from jaxllm.sharding.mesh import make_mesh
+from jaxllm.train import params
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.params import load_run_params, load_trained, read_origin
 
@@ -102,6 +106,30 @@ def test_a_base_that_has_changed_is_refused(tuned, tmp_path):
         load_run_params(folder)
     with pytest.raises(UserError, match="is not what this run began with"):
         pretrain(replace(config, train=replace(config.train, steps=7)), _allowing())
+
+
+def test_an_adapter_upon_another_knows_it_by_what_was_trained(tuned, tmp_path, monkeypatch):
+    """Sums of a base and an adapter are rounded as the machine likes."""
+    pretrain(tuned(LORA, "first"))
+    second = replace(tuned(LORA, "second"), base=str(tmp_path / "first"))
+    mesh = make_mesh(second.mesh)
+    with jax.set_mesh(mesh):
+        first, _ = params.load_base(second, mesh, None, lambda path, x: x)
+    for path, x in flatten(load_run_params(tmp_path / "first")[1]).items():
+        np.testing.assert_allclose(first[path], x, atol=1e-6, err_msg=path)
+        assert first[path].sharding.mesh == mesh
+    pretrain(second)
+
+    def rounded_otherwise(*args):
+        return jax.tree.map(lambda x: np.nextafter(x, np.float32(np.inf)), folded(*args))
+
+    monkeypatch.setattr(params, "folded", rounded_otherwise)
+    load_run_params(tmp_path / "second")
+    longer = replace(second, train=replace(second.train, steps=7))
+    assert pretrain(longer, _allowing()).step == 7
+    (tmp_path / "first" / "base.json").write_text(json.dumps({"step": 12, "fingerprint": ""}))
+    with pytest.raises(UserError, match="is not what this run began with"):
+        pretrain(replace(second, train=replace(second.train, steps=8)), _allowing())
 
 
 def _allowing():
