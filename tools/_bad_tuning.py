@@ -31,6 +31,9 @@ def tuning_cases() -> Iterator[Case]:
     yield "LoRA target that matches nothing", tuned("--tuning.lora.targets", "atention/quary")
     yield "LoRA target that is no regex", tuned("--tuning.lora.targets", "attention/(query")
     yield "rank above the dimension", tuned("--tuning.lora.rank", "64")
+    yield "average of ranks that go", tuned("--tuning.method", "adalora", "--train.ema-decay", "0.9")
+    unread = ("--tuning.base-dtype", "int8", "--tuning.lora.dropout", "0.1", "--tuning.prompt.labels", "def")
+    yield "settings that the method does not read", tuned("--tuning.method", "full", *unread)
     yield "tuned parameters that match nothing", tuned("--tuning.also", "norm/scle")
     yield "method without a base", lambda: ["train", "recipe.py", "--output", "new", "--tuning.method", "lora"]
     yield "base that is not there", lambda: ["train", "recipe.py", "--output", "new", "--base", "rnu"]
@@ -50,4 +53,6 @@ def tuning_cases() -> Iterator[Case]:
     yield "export of an adapter that is none", lambda: ["adapter", "export", "run", "peft"]
     yield "import of an adapter that is none", lambda: ["adapter", "import", "texts", "new", "--base", "run"]
     yield "merge into a folder that holds something", lambda: ["adapter", "merge", "lora", "texts"]
+    yield "unmerge of an adapter that is none", lambda: ["adapter", "unmerge", "run", "run", "new"]
+    yield "unmerge from what is no model", lambda: ["adapter", "unmerge", "lora", "texts", "new"]
     yield "adapters of which one is a whole model", lambda: ["adapter", "combine", "new", "lora", "run"]

@@ -184,15 +184,28 @@ def conversation_cases() -> Iterator[Case]:
         "chat template without a generation prompt",
         template("{% for m in messages %}[{{ m.content }}]</s>{% endfor %}"),
     )
+    yield (
+        "chat template that leaves the answer out",
+        template("{% for m in messages %}[{{ m.role }}]</s>{% endfor %}{% if add_generation_prompt %}[{% endif %}"),
+    )
+    call = '{"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}'
+    yield (
+        "chat template that leaves calls of tools out",
+        chats("".join(f'{{"messages": [{{"role": "user", "content": "def {i}"}}, {call}]}}\n' for i in range(40))),
+    )
     yield "chat template without an end", template("{{ messages | map(attribute='content') | join }}")
     made = ("--data.sources.0.format", "prompt_completion", "--data.sources.0.prompt")
     yield "prompt that is not Jinja", chats(good, *made, "{{ prompt")
     yield "prompt of a field that is not there", chats(good, *made, "{{ promt }}")
     yield "conversations for another objective", chats(good, "--objective.kind", "causal")
-    yield (
-        "held-out task that is not there",
-        chats(good, "--data.sources.0.task-field", "task", "--data.sources.0.held-out-tasks", "b"),
-    )
+    task, held_out = ("--data.sources.0.task-field", "task"), ("--data.sources.0.held-out-tasks", "b")
+    yield "held-out task that is not there", chats(good, *task, *held_out)
+    yield "held-out task that is not read", chats(good, *task, *held_out, "--data.sources.0.tasks", "a")
+    yield "task that is not there", chats(good, *task, "--data.sources.0.tasks", "a", "b")
+    yield "tasks without their field", chats(good, "--data.sources.0.tasks", "a")
+    group = '{"prompt": "def", "completion": "class", "group": [1]}\n'
+    yield "group of rows that is no text", chats(group, "--data.sources.0.group-field", "group")
+    yield "conversations to weigh where there are none", train("--objective.weigh", "conversations")
     yield "mixture's cap that is not read", chats(good, "--data.mixture.cap", "9")
     yield "task that cannot be shown", lambda: ["data", "show", "recipe.py", "--task", "text"]
 
