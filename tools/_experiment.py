@@ -73,5 +73,7 @@ class Results:
 def shown(shares: Sequence[dict[str, Any]]) -> str:
     """The mean of runs in percent, plus or minus the deviation over runs; of one run, its standard error over tasks."""
     means = [100 * share["mean"] for share in shares]
+    if len(means) == 1 and shares[0]["stderr"] is None:
+        return f"{means[0]:.1f}"
     error = statistics.stdev(means) if len(means) > 1 else 100 * shares[0]["stderr"]
     return f"{statistics.mean(means):.1f} ± {error:.1f}"

@@ -13,6 +13,7 @@ command goes on too.
 
 import argparse
 import math
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=6, help="rows of each trained task")
     options = parser.parse_args()
     folder = options.folder.resolve()
+    os.chdir(ROOT)
     results = Results(folder, limit=options.limit)
     asked = {"unseen": (UNSEEN, 10 * options.limit), "seen": (short_tasks(), options.limit)}
     models = {"base": (ROOT / BASE, None, 0)}

@@ -8,6 +8,7 @@ in percent. The same command goes on where it was stopped.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from _experiment import ROOT, Results, ask, shown, train
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="held-out rows of each task")
     options = parser.parse_args()
     folder = options.folder.resolve()
+    os.chdir(ROOT)
     results = Results(folder, seed=options.seed, limit=options.limit)
     for name, overrides in {"base": None, **RUNS}.items():
         own = ROOT / BASE if overrides is None else folder / name.replace(" ", "_")

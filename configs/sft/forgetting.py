@@ -46,7 +46,7 @@ def recipe() -> RunConfig:
             mixture=MixtureConfig(kind="weights"),
             sequence_length=512,
             validation_fraction=0.2,
-            passage_words=8,
+            passage_words=12,
         ),
         train=replace(run.train, steps=60),
         eval=EvalConfig(every=0, max_tokens=20_000, last_tokens=20_000, prompts=()),

@@ -46,7 +46,8 @@ def run(argv: list[str]) -> int:
     from jaxllm.data.cache import cache_root
     from jaxllm.data.progress import status
     from jaxllm.data.sources import open_source, parse_source
-    from jaxllm.data.survey import Split, sample, survey
+    from jaxllm.data.split import Split
+    from jaxllm.data.survey import sample, survey
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.data.tokenizer_training import train_tokenizer
 

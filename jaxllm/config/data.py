@@ -105,9 +105,9 @@ class DataConfig:
     """Share of documents held out, chosen by a hash of the document's name, or of its text where the document is a
     line, a row or a part of a file; 0 holds none out and evaluates nothing."""
     passage_words: int | None = None
-    """Documents that share a passage of that many words, and the answer where they have one, are all trained on or all
-    held out: rows that several templates made of one record. None looks for no passages; to look for them takes some 20
-    bytes of memory a word."""
+    """Documents that share a passage of that many words are all trained on or all held out, such as rows that several
+    templates made of one record; what more than 30 of them share is the wording of a template, and does not count. None
+    looks for no passages; to look for them takes some 50 bytes of memory a word."""
     cache_dir: str | None = None
     """Where tokenised corpora are kept; none means `~/.cache/jaxllm/data` ($JAXLLM_CACHE moves it)."""
     workers: int = 0

@@ -24,7 +24,8 @@ from jaxllm.data.chat_template import ChatTemplate
 from jaxllm.data.document import Source
 from jaxllm.data.progress import status, track
 from jaxllm.data.sources import open_source, task_name
-from jaxllm.data.survey import BadRows, Split, Survey, kept_documents, sample, survey
+from jaxllm.data.split import Split
+from jaxllm.data.survey import BadRows, Survey, kept_documents, sample, survey
 from jaxllm.data.token_files import Documents, Writer, open_documents
 from jaxllm.data.tokenising import Encoder, encoded
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer

@@ -43,14 +43,6 @@ class Document:
         return (self.text,) if self.target is None else (self.text, self.target)
 
     @property
-    def answer(self) -> str:
-        """What it ends with, where that is an answer: the target, or what is said last."""
-        if self.chat is None:
-            return self.target or ""
-        last = self.chat.messages[-1].get("content")
-        return last if isinstance(last, str) else json.dumps(last)
-
-    @property
     def content(self) -> bytes:
         """What is equal in equal documents alone."""
         parts = self.parts if self.chat is None else (json.dumps(self.chat, sort_keys=True),)

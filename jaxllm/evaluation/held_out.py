@@ -4,7 +4,8 @@ from jaxllm.config import DataConfig, UserError
 from jaxllm.data.cache import cache_root
 from jaxllm.data.document import Chat
 from jaxllm.data.sources import open_source, task_name
-from jaxllm.data.survey import Split, kept_documents, survey
+from jaxllm.data.split import Split
+from jaxllm.data.survey import kept_documents, survey
 from jaxllm.evaluation.rows import Row
 
 

@@ -14,7 +14,7 @@ from jaxllm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data import corpus as corpus_module
 from jaxllm.data import tokenising
 from jaxllm.data.corpus import Corpus, Documents, prepare_corpus
-from jaxllm.data.survey import share_of
+from jaxllm.data.split import share_of
 
 
 def text_of(corpus: Corpus, documents: Documents, d: int) -> str:

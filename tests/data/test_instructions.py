@@ -223,7 +223,7 @@ def test_tasks_are_chosen_and_held_out_whole(write, model_path):
     ]
     with pytest.raises(UserError, match=r"data\.sources\.0\.tasks: there is no task 'd'; the nearest are "):
         prepared(write(rows, task_field="task", tasks=("a", "d")), model=model_path)
-    with pytest.raises(UserError, match="are all that there are: leave one to train on"):
+    with pytest.raises(UserError, match="are all that there is: leave something to train on"):
         prepared(write(rows, task_field="task", held_out_tasks=("a", "b", "c")), model=model_path)
 
 

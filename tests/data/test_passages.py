@@ -2,35 +2,33 @@ import numpy as np
 
 from jaxllm.data.document import Document
 from jaxllm.data.passages import COMMON, passages, sharing
-from jaxllm.data.survey import Split, survey
+from jaxllm.data.split import Split
+from jaxllm.data.survey import survey
 from tests.data.test_survey import Memory
 
 STORY = "the lighthouse keeper wrote a letter to his sister about the storm that broke two of the windows"
 
 
-def groups(*documents, words=8):
-    found = sharing([passages(text, answer, words) for text, answer in documents])
-    return [[j for j in range(len(found)) if found[j] == i] for i in sorted(set(found.tolist()))]
+def pairs(*texts, words=8):
+    return {tuple(pair) for pair in sharing([passages(text, words) for text in texts]).tolist()}
 
 
-def test_a_chain_of_shared_passages_connects_documents_of_one_answer():
+def test_pairs_connect_documents_that_share_a_passage():
     asked = f"Read this: {STORY}. Who wrote?"
     told = f'"{STORY.upper()}!" Say who wrote it, and hold the lamp until all boats have come into the harbour'
     last = "hold the lamp until all boats have come into the harbour, please"
     other = "nothing of this is said anywhere else in all of the four texts before it"
-    documents = [(text, "a keeper") for text in (asked, told, last, other)]
-    assert groups(*documents) == [[0, 1, 2], [3]]
-    assert groups(*documents[:2], (last, "a lamp")) == [[0, 1], [2]]
-    assert groups((asked, "A keeper!"), (told, "a  keeper")) == [[0, 1]]
-    assert groups(*documents, words=20) == [[0], [1], [2], [3]]
-    assert groups(("too short", ""), ("too short", ""), ("", "")) == [[0], [1], [2]]
+    assert pairs(asked, told, last, other) == {(0, 1), (1, 2)}
+    assert pairs(asked, other, told, asked) == {(0, 2), (2, 3), (0, 3)}
+    assert pairs(asked, told, last, other, words=20) == set()
+    assert pairs("too short", "too short", "") == pairs() == set()
 
 
 def test_what_many_documents_have_is_no_passage():
     wording = "read the text below and then answer with one word only"
-    many = [(f"{wording} {i} {i + 1000}", "x") for i in range(COMMON + 1)]
-    assert len(groups(*many)) == COMMON + 1
-    assert len(groups(*many[:COMMON])) == 1
+    many = [f"{wording} {i} {i + 1000}" for i in range(COMMON + 1)]
+    assert pairs(*many) == set()
+    assert pairs(*many[:COMMON]) == {(i, i + 1) for i in range(COMMON - 1)}
 
 
 def test_documents_that_share_a_passage_are_on_one_side_of_the_split():

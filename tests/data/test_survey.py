@@ -3,7 +3,8 @@ import pytest
 
 from jaxllm.config import UserError
 from jaxllm.data.document import BadRow, Document
-from jaxllm.data.survey import BadRows, Split, kept_documents, sample, share_of, survey
+from jaxllm.data.split import Split, share_of
+from jaxllm.data.survey import BadRows, kept_documents, sample, survey
 
 
 class Memory:

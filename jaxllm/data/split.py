@@ -1,0 +1,124 @@
+"""Which documents are held out: by a hash of what each is known by, and the same for all that belong together."""
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from jaxllm.config import DataConfig, UserError
+from jaxllm.data.document import Document
+
+
+@dataclass(frozen=True)
+class Split:
+    """What decides which documents are held out."""
+
+    fraction: float
+    """The share of them."""
+    tasks: Sequence[Sequence[str]] = ()
+    """Of each source, tasks of which all are."""
+    only: Sequence[Sequence[str]] = ()
+    """Of each source, the tasks that are kept; those of all, if it is empty."""
+    passage_words: int | None = None
+    """Documents that share a passage of that many words are on the same side."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Split":
+        """That of a configuration."""
+        return cls(
+            data.validation_fraction,
+            [source.held_out_tasks for source in data.sources],
+            [source.tasks for source in data.sources],
+            data.passage_words,
+        )
+
+    def keeps(self, source: int, task: str | None) -> bool:
+        """Whether documents of a task are read."""
+        only = self.only[source] if self.only else ()
+        return task is None or not only or task in only
+
+    def is_whole(self, source: int, task: str | None) -> bool:
+        """Whether all documents of a task are held out."""
+        return source < len(self.tasks) and task in self.tasks[source]
+
+    def check(self, there: Sequence[set[str]]) -> None:
+        """
+        Args:
+            there: the tasks of each source.
+
+        Raises:
+            UserError: a name that no task of its source has.
+        """
+        for field, named in (("tasks", self.only), ("held_out_tasks", self.tasks)):
+            for s, names in enumerate(named):
+                for name in names:
+                    if name not in there[s]:
+                        near = difflib.get_close_matches(name, sorted(there[s]), n=3, cutoff=0.0)
+                        raise UserError(
+                            f"data.sources.{s}.{field}: there is no task {name!r}; the nearest are {', '.join(near)}"
+                        )
+
+
+def share_of(text: str) -> float:
+    """The hash of a text or a name as a number in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
+
+
+def own_share(document: Document) -> float:
+    """That of what a document is known by: its group, its name or, where that only tells its place, its text."""
+    if document.group is not None:
+        return share_of(document.group)
+    return share_of(document.text if document.named_by_place else document.name)
+
+
+def are_held_out(fraction: float, share: np.ndarray, whole: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Which documents are, bool [documents]: all or none of those that a chain of pairs connects.
+
+    Args:
+        fraction: of them.
+        share: the number of each in [0, 1), float64.
+        whole: those that are held out in any case, bool.
+        pairs: of documents that belong together, int [pairs, 2].
+
+    Raises:
+        UserError: one side would be empty.
+    """
+    share, whole = _together(share, whole, pairs)
+    if whole.all():
+        raise UserError(
+            "the tasks in data.sources.N.held_out_tasks, and what belongs together with them, are all that there is: "
+            "leave something to train on"
+        )
+    chosen = (share < fraction) | whole
+    if fraction > 0:
+        if (share == share[0]).all():
+            raise UserError(
+                "the data is one document, or one group of them, of which none can be held out; set "
+                "data.validation_fraction to 0"
+            )
+        if not chosen.any():
+            chosen = share == share.min()
+        if chosen.all():
+            chosen = whole | (share < share[~whole].max())
+    return chosen
+
+
+def _together(share: np.ndarray, whole: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What decides for each document, where it is the same for all that belong together.
+
+    That is the number that all have, or else one that is made of the least.
+    """
+    count = len(share)
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    groups, group = connected_components(graph, directed=False)
+    any_whole, least, most = np.zeros(groups, bool), np.ones(groups), np.zeros(groups)
+    np.logical_or.at(any_whole, group, whole)
+    np.minimum.at(least, group, share)
+    np.maximum.at(most, group, share)
+    for g in np.flatnonzero(least < most).tolist():
+        least[g] = share_of(str(least[g]))
+    return least[group], any_whole[group]
