@@ -53,6 +53,6 @@ def tuning_cases() -> Iterator[Case]:
     yield "export of an adapter that is none", lambda: ["adapter", "export", "run", "peft"]
     yield "import of an adapter that is none", lambda: ["adapter", "import", "texts", "new", "--base", "run"]
     yield "merge into a folder that holds something", lambda: ["adapter", "merge", "lora", "texts"]
-    yield "unmerge of an adapter that is none", lambda: ["adapter", "unmerge", "run", "run", "new"]
-    yield "unmerge from what is no model", lambda: ["adapter", "unmerge", "lora", "texts", "new"]
+    yield "unmerge with an adapter that is none", lambda: ["adapter", "unmerge", "run", "run", "new"]
+    yield "unmerge from what is no model", lambda: ["adapter", "unmerge", "texts", "lora", "new"]
     yield "adapters of which one is a whole model", lambda: ["adapter", "combine", "new", "lora", "run"]

@@ -278,7 +278,8 @@ def main() -> None:
         sides += [("PEFT, plain loop", "plain", options.torch_python)]
         sides += [("PEFT, TRL's SFTTrainer", "trainer", options.torch_python)]
     results = measure(options.targets, options.dtype, sides, options.rounds)
-    print(f"\nLoRA on {options.targets}, {options.dtype}\n{table(results)}\n", flush=True)
+    what = "all parameters" if options.targets == "full" else f"LoRA on {options.targets}"
+    print(f"\n{what}, {options.dtype}\n{table(results)}\n", flush=True)
     if options.json:
         machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         options.json.write_text(json.dumps({**machine, "rounds": options.rounds, "results": results}, indent=1))

@@ -2,9 +2,10 @@
 
     tools/fetch_pretrained && jaxllm train configs/sft/lima_style.py
 
-175 hand-written instructions (Stanford Alpaca's seeds) in the place of LIMA's 1,000, 15 epochs in batches of some 32
-examples; AdamW with 0.9 and 0.95, decay 0.1, a rate that falls evenly from 1e-5 to 1e-6 without a warm-up, and dropout
-of residual branches from 0 in the first layer to 0.3 in the last.
+175 hand-written instructions (Stanford Alpaca's seeds), of which 156 are trained on, in the place of LIMA's 1,000; 15
+epochs of 43 rows, in batches of 10, which are some 36 examples; AdamW with 0.9 and 0.95, decay 0.1, a rate that falls
+evenly from 1e-5 to 1e-6 without a warm-up, and dropout of residual branches from 0 in the first layer to 0.3 in the
+last.
 
 Result: not yet measured.
 """
@@ -50,7 +51,7 @@ def recipe() -> RunConfig:
             weight_decay=0.1,
             schedule=ScheduleConfig(kind="linear", warmup_steps=0, final_fraction=0.1),
         ),
-        train=TrainConfig(steps=60, batch_size=10),
+        train=TrainConfig(steps=64, batch_size=10),
         eval=EvalConfig(every=25, prompts=("Give three tips for staying healthy.",)),
         checkpoint=CheckpointConfig(every=25, keep=1),
     )

@@ -12,6 +12,7 @@ from jaxllm.cli.adapter_runs import Adapter, check_is_adapter, load_adapter, sav
 from jaxllm.cli.model_folders import (
     SOURCE,
     check_is_foldable,
+    check_is_removable,
     files_beside,
     imported_folder,
     published_config,
@@ -183,7 +184,6 @@ def _base_name(adapter: Adapter) -> str:
 
 
 def _import(command: Import, out: Path) -> None:
-
     from jaxllm.common.trees import flatten
     from jaxllm.interop.peft.folder import read_peft
     from jaxllm.models.adapters import virtual_tokens
@@ -235,7 +235,7 @@ def _unmerge(command: Unmerge, out: Path) -> None:
 
     folder, source = user_path(command.run), user_path(command.merged)
     check_is_adapter(folder, saved_config(folder))
-    check_is_foldable(folder, saved_config(folder))
+    check_is_removable(folder, saved_config(folder))
     config, trained, info = load_trained(folder, command.step, command.ema)
     own, params, _ = load_run_params(source)
     check_base(replace(config, base=str(source)), own)

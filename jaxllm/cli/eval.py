@@ -174,8 +174,9 @@ def _of_rows(command: Command, dtype: str | None) -> tuple[dict[str, Any], "Task
             raise
         tasks = kept.tasks()
     if prompts.cut:
-        most = model.config.model.max_positions
-        print(f"[{prompts.cut:,} prompts lost their beginning: the model reads {most:,} tokens]", file=sys.stderr)
+        print(
+            f"[{prompts.cut:,} prompts lost their beginning: the model reads {model.reads:,} tokens]", file=sys.stderr
+        )
     return {"model": model.name, "fingerprint": model.fingerprint, "chat": model.template is not None}, tasks
 
 

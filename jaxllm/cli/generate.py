@@ -125,7 +125,8 @@ def _check_prompts(choose: Choose, prompts: Sequence[str], command: Command) -> 
     names = command.adapter or ("none",)
     for name in dict.fromkeys(names):
         own = [n for n in range(len(prompts)) if names[n % len(names)] == name]
-        choose(own[:1]).check([prompts[n] for n in own], command.max_new_tokens, command.stop)
+        checked = [prompts[n] for n in own]
+        choose(own[:1]).check(checked, command.max_new_tokens, command.stop, [n + 1 for n in own])
 
 
 def _chooser(generator: "Generator", config: RunConfig, params: "Tree", command: Command, step: int) -> Choose:

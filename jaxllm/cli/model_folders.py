@@ -81,6 +81,23 @@ def save_params(folder: Path, params: "Tree", tokenizer: Path) -> None:
         checkpoints.wait()
 
 
+def check_is_removable(folder: Path, config: RunConfig) -> None:
+    """
+    Raises:
+        UserError: what a run has trained cannot be taken out again of the model that it is a part of.
+    """
+    check_is_foldable(folder, config)
+    for field, value, why in (
+        ("lora.magnitudes", config.tuning.lora.magnitudes, "the norms that DoRA divided by are not known any more"),
+        ("also", config.tuning.also, "what those parameters were before is not known any more"),
+    ):
+        if value:
+            raise UserError(
+                f"'{folder}' cannot be taken out of its base again (tuning.{field} = {value!r:.60}): {why}; load the "
+                "base itself"
+            )
+
+
 def check_is_foldable(folder: Path, config: RunConfig) -> None:
     """
     Raises:

@@ -24,7 +24,8 @@ Batch = dict[str, np.ndarray]
 
 Segments count the pieces of a row from 1; attention stays inside one. Positions start again at 0 in each
 piece. Where there is no target, the weight is 0; where there is no token, the segment too. The weights of training rows
-are multiplied by `loss_weight` of their source.
+are multiplied by `loss_weight` of their source, and those of each conversation divided by their sum where
+`objective.weigh` says so.
 
 A causal target is the next token; in `sft` those that the assistant says have weight. `prefix` adds `prefix`: bool
 [B, T], true where a token is seen by all of its segment; none of these is a target with weight. In `masked`, targets

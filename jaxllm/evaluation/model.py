@@ -19,8 +19,8 @@ from jaxllm.models.adapters import virtual_tokens
 from jaxllm.train.params import load_run_params
 from jaxllm.train.run_folder import saved_config, saved_tokenizer
 
-BESIDE = ("chat_template.jinja", "tokenizer_config.json", "generation_config.json")
-"""Files of a folder that change what a model reads or where it ends."""
+BESIDE = ("chat_template.jinja", "tokenizer_config.json", "generation_config.json", "base.json")
+"""Files of a folder that change what a model is, what it reads or where it ends."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def open_model(
 
 
 def _fingerprint(folder: Path, step: int, config: RunConfig, rest: list[Any]) -> str:
-    """Of what the files hold, not of where they lie. The hashes of a checkpoint stand for it."""
+    """Of what the files hold, not of where they lie. The hashes of a checkpoint stand for it, and `base.json` for the
+    base of an adapter."""
     beside = [folder / name for name in BESIDE if (folder / name).is_file()]
     files = file_hashes([*beside, folder / "checkpoints" / str(step) / "hashes.json"])
-    return key_of([to_dict(config.model), config.tokenizer.begins_prompts, files, rest])
+    return key_of([to_dict(config.model), to_dict(config.tuning), config.tokenizer.begins_prompts, files, rest])

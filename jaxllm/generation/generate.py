@@ -249,14 +249,16 @@ class Generator:
         )
         return [Generation(row.text, tuple(row.tokens), cast(Finish, row.finish), timing) for row in rows]
 
-    def check(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> None:
-        """Passes what `generate` can continue.
+    def check(
+        self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), numbers: Sequence[int] = ()
+    ) -> None:
+        """Passes what `generate` can continue. Errors call prompts by `numbers`; without them, from 1.
 
         Raises:
             UserError: a stop string without a character, no room for a new token, or a prompt that is too long.
         """
         _check_stop(stop)
-        self._check(self.ids(prompts), max_new_tokens)
+        self._check(self.ids(prompts), max_new_tokens, numbers)
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of prompts, as `tokens` takes them."""
@@ -327,22 +329,20 @@ class Generator:
             self.programs[names[1]] = step.lower(self._params, *made, args[-1]).compile()
         return self.programs[names[0]], self.programs[names[1]]
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, numbers: Sequence[int] = ()) -> None:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens: expected 1 or more, got {max_new_tokens}")
         if not prompts:
             raise UserError("prompts: expected at least one, got none")
-        for i, row in enumerate(prompts, 1):
+        for i, row in zip(numbers or range(1, len(prompts) + 1), prompts, strict=True):
             if not 0 < len(row) <= self.max_length:
                 raise UserError(
                     f"prompt {i} has {len(row)} tokens; expected 1 to {self.max_length}, which is what the model "
                     "reads (max_positions) or the max_length that was set"
                 )
             if max(row) >= (size := self._model.config.vocab_size):
-                raise UserError(
-                    f"prompt {i} has token {max(row)}, but the model's vocabulary has {size}; "
-                    "the tokenizer is not its own"
-                )
+                unknown = f"prompt {i} has token {max(row)}, but the model's vocabulary has {size}"
+                raise UserError(f"{unknown}; the tokenizer is not its own")
 
 
 def _check_stop(stop: Sequence[str]) -> None:

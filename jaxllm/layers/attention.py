@@ -190,6 +190,7 @@ def gated_attention(
 
     if not any(spec):
         return attend(q_BTNH, k_UKH, v_UKH, gate_N, there_BU)
+    assert there_BU is None, "rows with adapters of their own are not cut over devices"
     return jax.shard_map(attend, out_specs=P(*spec), check_vma=False)(q_BTNH, k_UKH, v_UKH, gate_N)
 
 

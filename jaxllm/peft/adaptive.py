@@ -73,7 +73,7 @@ def adaptive_ranks(
 def budget(adaptive: AdaptiveConfig, steps: int, first: int, last: int, step: jax.Array) -> jax.Array:
     """How many triplets are kept after a step: `first` ones, then on a cubic curve down to `last`; int32."""
     begins, ends = _phases(adaptive, steps)
-    done = jnp.clip((step - begins) / max(1, ends - begins), 0.0, 1.0)
+    done = jnp.where(step < ends, jnp.clip((step - begins) / max(1, ends - begins), 0.0, 1.0), 1.0)
     return jnp.round(last + (first - last) * (1 - done) ** 3).astype(jnp.int32)
 
 

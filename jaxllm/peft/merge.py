@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.common.trees import Tree, flatten, nest
-from jaxllm.config import RunConfig, UserError
+from jaxllm.config import RunConfig
 from jaxllm.layers.linear import column_norms
 from jaxllm.models.adapters import Update, updates
 from jaxllm.models.table import Param
@@ -57,27 +57,20 @@ def folded(config: RunConfig, trained: Tree, base: Tree) -> Tree:
 def folded_leaf(config: RunConfig, path: str, trained: Tree, x: jax.Array) -> jax.Array:
     """What `folded` makes of one parameter of the base."""
     leaves = flatten(scaled_updates(config, trained))
-    if path in leaves:
-        return leaves[path]
+    x = leaves.get(path, x)
     update = next((u for u in updates(config.model, config.tuning) if path == f"{u.module}/kernel"), None)
     return x if update is None else _folded(update, x, _pop(update, leaves)).astype(x.dtype)
 
 
 def unfolded(config: RunConfig, trained: Tree, merged: Tree) -> Tree:
-    """The inverse of `folded` up to rounding, for kernels: without the updates that were folded into them.
+    """The inverse of `folded` up to rounding, of a run that trained nothing but low-rank updates.
 
     Args:
         config: of the run.
         trained: what it has trained.
         merged: what `folded` gave.
 
-    Raises:
-        UserError: the updates are DoRA's: what a column's norm was is not known any more.
     """
-    if config.tuning.lora.magnitudes:
-        raise UserError(
-            "tuning.lora.magnitudes = True: DoRA cannot be taken out of its base again; load the base itself"
-        )
     return _with_kernels(
         config, trained, merged, lambda update, kernel, leaves: kernel.astype(jnp.float32) - change(update, leaves)
     )

@@ -1,6 +1,7 @@
 """What a run writes down: `metrics.jsonl` and TensorBoard events, and how fast it went.
 
-A line of `metrics.jsonl` is an object with `step` and, of training, `loss` (nats a token), `bits_per_byte`,
+A line of `metrics.jsonl` is an object with `step` and, of training, `loss` (nats a token, weighed as in the gradient;
+what is held out is weighed by tokens), `bits_per_byte`,
 `grad_norm`, `learning_rate`, `tokens` (trained on so far), `tokens_per_second`, `mfu` and `skipped`; or, of held-out
 text, `held_out_loss`, `held_out_perplexity`, `held_out_bits_per_byte` and `held_out_tokens`, with `final_` in place of
 `held_out_` for the evaluation at the end.

@@ -146,6 +146,7 @@ def load_base(
             for path, x in checkpoints.each_param(step, True, places):
                 sums[path] = int(_weighed(x))
                 kept[path] = keep(path, x)
+                del x  # before the next one is read
             found = Origin(step, _hash_of(sums))
     if origin is not None and origin.fingerprint not in ("", found.fingerprint):
         raise UserError(f"base = '{config.base}': is not what this run began with; put that model back")

@@ -141,7 +141,7 @@ def create(folder: Path, config: RunConfig, tokenizer: Path, template: "ChatTemp
     """Makes a run folder with a configuration and a copy of a tokenizer, whole or not at all.
 
     Its chat template is the one that is given, or else that beside the tokenizer. What the publishers of a base say of
-    its use, in `generation_config.json`, holds for the run too.
+    its use, in `generation_config.json`, holds for a run with the same tokenizer too.
 
     A run that is there but has no checkpoint yet is made anew; its log is kept.
 
@@ -164,8 +164,11 @@ def create(folder: Path, config: RunConfig, tokenizer: Path, template: "ChatTemp
             template.save(writing)
         elif own.is_file():
             shutil.copyfile(own, writing / own.name)
-        if config.base is not None and (said := user_path(config.base) / "generation_config.json").is_file():
-            shutil.copyfile(said, writing / said.name)
+        if config.base is not None:
+            base = user_path(config.base)
+            said = base / "generation_config.json"
+            if said.is_file() and filecmp.cmp(tokenizer, saved_tokenizer(base), shallow=False):
+                shutil.copyfile(said, writing / said.name)
         if is_run_folder(folder):
             with alone(folder):
                 for copied in ("tokenizer*", "chat_template.jinja", "generation_config.json"):

@@ -58,7 +58,8 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
     `frozen` are the parameters that are not trained; left out where all are.
 
     The gradient is that of the mean loss over all weighted tokens of the batch, however it is cut in devices
-    and microbatches. Metrics: `loss` (nats a token, without the z-loss), `grad_norm` before clipping,
+    and microbatches. Metrics: `loss` (nats a token, without the z-loss; each weighs as it does in the gradient, so that
+    with `objective.weigh = 'conversations'` it is the mean of their means), `grad_norm` before clipping,
     `learning_rate`, `tokens` (those with a weight), `finite` and `skipped`. A skipped step does not move the schedule.
     """
     optimizer, rate = run_optimizer(config), learning_rate(config.optimizer, config.train.steps)

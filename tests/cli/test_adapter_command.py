@@ -15,11 +15,12 @@ from jaxllm.cli.main import main
 from jaxllm.common.trees import flatten, nest
 from jaxllm.config import LoraConfig, MeshConfig, PromptConfig, TuningConfig, UserError
 from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.evaluation.model import open_model
 from jaxllm.models.adapters import adapter_table
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.params import Origin, fingerprint, load_run_params, read_origin, write_origin
-from jaxllm.train.run_folder import create, saved_config, saved_tokenizer
+from jaxllm.train.run_folder import create, save_config, saved_config, saved_tokenizer
 from jaxllm.train.state import abstract_state
 from tests.interop.folders import decoder
 
@@ -173,8 +174,17 @@ def test_what_was_merged_is_taken_out_again(base, runs, tmp_path, capsys):
     assert f"took the adapter of '{runs / 'lora'}' at step 7 out of '{merged}': " in capsys.readouterr().out
     close(whole(base), whole(out))
     assert (out / "chat_template.jinja").read_bytes() == (base / "chat_template.jinja").read_bytes()
-    with pytest.raises(UserError, match=r"DoRA cannot be taken out of its base again"):
-        run(["unmerge", str(merged), str(runs / "dora"), str(tmp_path / "none")])
+    for name, field in (("dora", "lora.magnitudes = True"), ("also", r"also = \('norm/scale',\)")):
+        with pytest.raises(UserError, match=rf"{name}' cannot be taken out of its base again \(tuning.{field}\)"):
+            run(["unmerge", str(merged), str(runs / name), str(tmp_path / "none")])
+
+
+def test_an_adapter_of_another_strength_is_another_model(runs, tmp_path):
+    shutil.copytree(runs / "lora", tmp_path / "lora")
+    own = saved_config(runs / "lora")
+    assert open_model(str(tmp_path / "lora")).fingerprint == open_model(str(runs / "lora")).fingerprint
+    save_config(tmp_path / "lora", replace(own, tuning=replace(LORA, lora=replace(LORA.lora, alpha=7))))
+    assert open_model(str(tmp_path / "lora")).fingerprint != open_model(str(runs / "lora")).fingerprint
 
 
 def test_a_merged_model_is_rounded_once(runs, tmp_path):

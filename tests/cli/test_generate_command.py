@@ -282,6 +282,7 @@ def test_each_prompt_may_have_an_adapter_of_its_own(folder, adapter, capsys):
     [
         (["a", "b", "c", "--adapter", "{}", "--adapter", "none"], "expected one, or one for each of 3 prompts; got 2"),
         (["a", "--adapter", "{}", "--beams", "2"], "`jaxllm adapter merge` makes one"),
+        (["a", "b", "the " * 60, *["--adapter", "none"] * 2, "--adapter", "{}"], "prompt 3 has .* tokens; expected"),
         (["a", "--adapter", "{base}"], "has trained all of its parameters, and is no adapter"),
     ],
 )

@@ -29,6 +29,8 @@ def test_the_budget_falls_on_a_cubic_curve_from_the_first_to_the_last_rank():
     assert set(found[60:]) == {1000}
     middle = np.arange(10, 61)
     np.testing.assert_allclose(found[10:61], 1000 + 500 * (1 - (middle - 10) / 50) ** 3, atol=0.51)
+    hurried = replace(ADAPTIVE, warmup=0.9, settled=0.05)
+    assert [budget(hurried, 10, 1500, 1000, step) for step in (8, 9)] == [1500, 1000]
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxllm.common.trees import flatten, nest
-from jaxllm.config import LoraConfig, PromptConfig, RankConfig, RunConfig, TransformerConfig, TuningConfig, UserError
+from jaxllm.config import LoraConfig, PromptConfig, RankConfig, RunConfig, TransformerConfig, TuningConfig
 from jaxllm.models.adapters import adapter_table, trained_table, updates
 from jaxllm.models.heads import head_logits
 from jaxllm.models.presets import SMOLLM2_135M
 from jaxllm.models.transformer import Transformer, decode, initial
-from jaxllm.peft.merge import change, effective, folded, scaled_updates, unfolded
+from jaxllm.peft.merge import change, effective, folded, folded_leaf, scaled_updates, unfolded
 from jaxllm.peft.start import starts
 from tests.models.small import parameters
 
@@ -111,10 +111,13 @@ def test_an_adapter_is_taken_out_of_its_base_again(name):
     np.testing.assert_allclose(logits_of_base(LLAMA, again), logits_of_base(LLAMA, base), atol=1e-5)
 
 
-def test_magnitudes_are_not_taken_out_again():
-    config, base = RunConfig(base="base", model=LLAMA, tuning=LOW_RANK["dora"]), parameters(LLAMA)
-    with pytest.raises(UserError, match=r"magnitudes = True: DoRA cannot be taken out"):
-        unfolded(config, begun(config, base), base)
+def test_leaf_by_leaf_an_adapter_becomes_the_same_part_of_its_base():
+    tuning = dataclasses.replace(LOW_RANK["dora"], also=("attention/query/kernel", "norm/scale"))
+    config, base = RunConfig(base="base", model=LLAMA, tuning=tuning), parameters(LLAMA)
+    own = {path: x for path, x in flatten(base).items() if path in trained_table(config)}
+    adapter = moved(nest(flatten(begun(config, base)) | own))
+    for path, x in flatten(folded(config, adapter, base)).items():
+        np.testing.assert_array_equal(folded_leaf(config, path, adapter, flatten(base)[path]), x, err_msg=path)
 
 
 def test_scales_and_ranks_may_differ_by_module():

@@ -38,9 +38,14 @@ def test_a_new_run_takes_the_configured_tokenizer_and_a_started_one_its_own_copy
 def test_a_tuned_run_keeps_what_is_said_of_the_use_of_its_base(tmp_path, tokenizer):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    own = tmp_path / "base" / "tokenizer.model"
+    own.write_bytes(tokenizer.read_bytes())
     for base in (None, str(tmp_path / "base"), None):
         create(tmp_path / "run", RunConfig(base=base), tokenizer)
         assert (tmp_path / "run" / "generation_config.json").exists() == (base is not None)
+    own.write_bytes(b"other pieces")
+    create(tmp_path / "run", RunConfig(base=str(tmp_path / "base")), tokenizer)
+    assert not (tmp_path / "run" / "generation_config.json").exists()
 
 
 def test_saved_paths_lead_to_the_same_files_from_any_folder(tmp_path, tokenizer, monkeypatch):
