@@ -27,7 +27,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> N
     root = tmp_path_factory.getbasetemp()
     shared = root if worker_id == "master" else root.parent
     jax.config.update("jax_compilation_cache_dir", str(shared / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,8 @@ def load_own_base(run_folder: Path, config: RunConfig) -> Tree:
     origin = read_origin(run_folder)
     base_config, base, info = load_run_params(base_folder, None if origin is None else origin.step)
     check_base(config, base_config)
-    if origin is not None and origin.fingerprint not in ("", fingerprint(base_folder, info.step, base)):
+    known = "" if origin is None else origin.fingerprint
+    if known and known != fingerprint(base_folder, info.step, base):
         raise UserError(
             f"'{run_folder}' is an adapter for another base than what lies in '{base_folder}' now: put back the model "
             "that it was trained on"

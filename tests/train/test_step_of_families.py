@@ -123,8 +123,10 @@ def losses_and_norms(model: TransformerConfig, devices: int, mesh: MeshConfig) -
     return np.array(found)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [*((name, "all axes, stage 3") for name in MODELS), ("mixtral", "replicas, stage 1"), ("t5", "replicas, stage 1")],
+)
 def test_every_family_gives_the_losses_and_gradients_of_one_device(name, mesh):
     expected = losses_and_norms(MODELS[name], 1, MeshConfig())
     assert expected[1, 0] < expected[0, 0] - 0.05

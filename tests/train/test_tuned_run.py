@@ -1,8 +1,10 @@
 """Runs that begin with the parameters of another."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -19,54 +21,56 @@ from jaxllm.config import (
     UserError,
 )
 from jaxllm.models.adapters import trained_table
-from jaxllm.peft.merge import folded
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.train import params
 from jaxllm.train.metrics import read_metrics
-from jaxllm.train.params import load_run_params, load_trained, read_origin
+from jaxllm.train.params import Origin, fingerprint, load_base, load_run_params, load_trained, read_origin
 
 PARTS = ("attention/query", "attention/key", "attention/value", "attention/output", "mlp/gate", "mlp/up", "mlp/down")
 LORA = TuningConfig(method="lora", lora=LoraConfig(rank=2, dropout=0.1))
 
 
+def configured(recipe, base, output, tuning, **fields):
+    """A run of 6 steps that begins with the parameters of another, on 8 devices."""
+    train = replace(recipe.train, steps=6, ema_decay=None)
+    fields = {"mesh": MeshConfig(data=4, fsdp=2), "tokenizer": TokenizerConfig(vocab_size=320), **fields}
+    return replace(recipe, base=str(base), tuning=tuning, train=train, output=str(output), **fields)
+
+
 @pytest.fixture
 def tuned(recipe, uninterrupted, tmp_path):
-    """`tuned(tuning)`: a run of 6 steps that begins with the parameters of another, on two devices."""
+    """`tuned(tuning)`: such a run, of the model that was trained in one go."""
+    return partial(configured, recipe, uninterrupted, tmp_path / "tuned")
 
-    def configured(tuning, name="tuned", **fields):
-        train = replace(recipe.train, steps=6, ema_decay=None)
-        fields = {"mesh": MeshConfig(data=4, fsdp=2), "tokenizer": TokenizerConfig(vocab_size=320), **fields}
-        return replace(
-            recipe, base=str(uninterrupted), tuning=tuning, train=train, output=str(tmp_path / name), **fields
-        )
 
-    return configured
+@pytest.fixture(scope="module")
+def adapter(recipe, uninterrupted, tmp_path_factory):
+    """The folder of one that has trained LoRA. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "adapter"
+    assert pretrain(configured(recipe, uninterrupted, folder, LORA)).step == 6
+    return folder
 
 
 def held_out(folder):
     return [line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line]
 
 
-def test_an_adapter_is_saved_alone_and_opened_with_its_base(tuned, uninterrupted, tmp_path):
-    assert pretrain(tuned(LORA)).step == 6
-    config, trained, info = load_trained(tmp_path / "tuned")
+def test_an_adapter_is_saved_alone_and_opened_with_its_base(adapter, uninterrupted):
+    config, trained, info = load_trained(adapter)
     assert set(flatten(trained)) == set(trained_table(config))
-    assert (tmp_path / "tuned" / "tokenizer.model").read_bytes() == (uninterrupted / "tokenizer.model").read_bytes()
-    base, whole = flatten(load_run_params(uninterrupted)[1]), flatten(load_run_params(tmp_path / "tuned")[1])
+    assert (adapter / "tokenizer.model").read_bytes() == (uninterrupted / "tokenizer.model").read_bytes()
+    base, whole = flatten(load_run_params(uninterrupted)[1]), flatten(load_run_params(adapter)[1])
     assert set(whole) == set(base)
     changed = {path for path, x in whole.items() if not np.array_equal(x, base[path])}
     assert changed == {f"layers/{part}/kernel" for part in PARTS}
     assert info.step == 6
-    assert held_out(tmp_path / "tuned")[-1] < held_out(uninterrupted)[-1] + 0.1
+    assert held_out(adapter)[-1] < held_out(uninterrupted)[-1] + 0.1
 
 
-def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(tuned, at_step, tmp_path):
-    whole, parts = tuned(LORA, "whole"), tuned(LORA, "parts")
-    pretrain(whole)
+def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(adapter, tuned, at_step, tmp_path):
     at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
-    assert pretrain(parts).signal == signal.SIGTERM
-    pretrain(parts)
-    one, other = (flatten(load_trained(tmp_path / name)[1]) for name in ("whole", "parts"))
+    assert pretrain(tuned(LORA)).signal == signal.SIGTERM
+    pretrain(tuned(LORA))
+    one, other = (flatten(load_trained(folder)[1]) for folder in (adapter, tmp_path / "tuned"))
     for path, x in one.items():
         np.testing.assert_array_equal(other[path], x, err_msg=path)
 
@@ -84,11 +88,10 @@ def test_all_parameters_may_be_tuned_from_a_base(tuned, uninterrupted, tmp_path)
     "tuning",
     [
         TuningConfig(method="prompt", prompt=PromptConfig(length=4)),
-        TuningConfig(method="prefix", prompt=PromptConfig(length=4, start="labels", labels=("def", "return value"))),
-        TuningConfig(method="hybrid", prompt=PromptConfig(length=4, start="uniform"), lora=LoraConfig(rank=2)),
+        TuningConfig(method="hybrid", prompt=PromptConfig(length=4, start="labels", labels=("def", "return value"))),
         TuningConfig(method="lora", lora=LoraConfig(rank=2, magnitudes=True), base_dtype="nf4"),
     ],
-    ids=["prompt", "prefix", "hybrid", "dora on nf4"],
+    ids=["prompt", "hybrid", "dora on nf4"],
 )
 def test_other_methods_run_too(tuned, tuning, tmp_path):
     config = tuned(tuning, mesh=MeshConfig(data=8))
@@ -97,39 +100,32 @@ def test_other_methods_run_too(tuned, tuning, tmp_path):
     assert np.isfinite(held_out(tmp_path / "tuned")).all()
 
 
-def test_a_base_that_has_changed_is_refused(tuned, tmp_path):
-    config = tuned(LORA)
-    pretrain(config)
-    folder = tmp_path / "tuned"
+def test_a_base_that_has_changed_is_refused(adapter, tuned, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "tuned")
     (folder / "base.json").write_text(json.dumps({"step": 8, "fingerprint": read_origin(folder).fingerprint}))
     with pytest.raises(UserError, match="is an adapter for another base"):
         load_run_params(folder)
+    config = tuned(LORA)
     with pytest.raises(UserError, match="is not what this run began with"):
         pretrain(replace(config, train=replace(config.train, steps=7)), _allowing())
 
 
-def test_an_adapter_upon_another_knows_it_by_what_was_trained(tuned, tmp_path, monkeypatch):
+def test_an_adapter_upon_another_begins_with_it_cut_and_knows_it_by_what_was_trained(adapter, tuned, tmp_path):
     """Sums of a base and an adapter are rounded as the machine likes."""
-    pretrain(tuned(LORA, "first"))
-    second = replace(tuned(LORA, "second"), base=str(tmp_path / "first"))
+    first = shutil.copytree(adapter, tmp_path / "first")
+    second = replace(tuned(LORA), base=str(first))
     mesh = make_mesh(second.mesh)
     with jax.set_mesh(mesh):
-        first, _ = params.load_base(second, mesh, None, lambda path, x: x)
-    for path, x in flatten(load_run_params(tmp_path / "first")[1]).items():
-        np.testing.assert_allclose(first[path], x, atol=1e-6, err_msg=path)
-        assert first[path].sharding.mesh == mesh
-    pretrain(second)
-
-    def rounded_otherwise(*args):
-        return jax.tree.map(lambda x: np.nextafter(x, np.float32(np.inf)), folded(*args))
-
-    monkeypatch.setattr(params, "folded", rounded_otherwise)
-    load_run_params(tmp_path / "second")
-    longer = replace(second, train=replace(second.train, steps=7))
-    assert pretrain(longer, _allowing()).step == 7
-    (tmp_path / "first" / "base.json").write_text(json.dumps({"step": 12, "fingerprint": ""}))
-    with pytest.raises(UserError, match="is not what this run began with"):
-        pretrain(replace(second, train=replace(second.train, steps=8)), _allowing())
+        base, origin = load_base(second, mesh, None, lambda path, x: x)
+    _, whole, info = load_run_params(first)
+    for path, x in flatten(whole).items():
+        np.testing.assert_allclose(base[path], x, atol=1e-6, err_msg=path)
+        assert base[path].sharding.mesh == mesh
+    rounded_otherwise = jax.tree.map(lambda x: np.nextafter(x, np.float32(np.inf)), whole)
+    assert origin == Origin(6, fingerprint(first, info.step, rounded_otherwise))
+    (first / "base.json").write_text(json.dumps({"step": 12, "fingerprint": ""}))
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="is not what this run began with"):
+        load_base(second, mesh, origin, lambda path, x: x)
 
 
 def _allowing():
