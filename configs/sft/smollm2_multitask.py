@@ -9,7 +9,9 @@ on in other words; so it is 1 % (rows of which a trained one holds nine tenths).
 their data from here. Without the file, `--data.sources.0` may be any other of its form, and
 `configs/sft/stdlib_functions.py` needs none.
 
-Result: being measured.
+Result (`tools/compare_tuning.py`, seed 0, jax 0.12, 2 cores): of the answers to held-out rows 52.2 % are right on tasks
+that were trained (52 of them, with short answers; standard error 2.2) and 28.7 % on those five (2.1); the base, which
+answers in sentences, has 0.0 % and 2.0 %. 11 minutes, 5.3 GiB at most.
 """
 
 from jaxllm.config import (
