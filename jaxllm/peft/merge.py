@@ -63,14 +63,15 @@ def folded_leaf(config: RunConfig, path: str, trained: Tree, x: jax.Array) -> ja
 
 
 def unfolded(config: RunConfig, trained: Tree, merged: Tree) -> Tree:
-    """The inverse of `folded` up to rounding, of a run that trained nothing but low-rank updates.
+    """The inverse of `folded` up to rounding, of a run that trained nothing but low-rank updates without DoRA's norms.
 
     Args:
         config: of the run.
         trained: what it has trained.
         merged: what `folded` gave.
-
     """
+    assert not config.tuning.also
+    assert not config.tuning.lora.magnitudes
     return _with_kernels(
         config, trained, merged, lambda update, kernel, leaves: kernel.astype(jnp.float32) - change(update, leaves)
     )

@@ -208,13 +208,16 @@ def fingerprint(run_folder: Path, step: int, params: Tree, ema: bool = True) -> 
         ema: whether they are the moving average.
     """
     if not frozen_table(saved_config(run_folder)):
-        return _hash_of({path: int(_weighed(x)) for path, x in flatten(params).items()})
+        return _hash_of(_sums(params))
     return _hash_of_adapter(load_trained(run_folder, step, ema)[1], read_origin(run_folder))
 
 
 def _hash_of_adapter(trained: Tree, origin: Origin | None) -> str:
-    sums = {path: int(_weighed(x)) for path, x in flatten(trained).items()}
-    return _hash_of(sums, "" if origin is None else origin.fingerprint)
+    return _hash_of(_sums(trained), "" if origin is None else origin.fingerprint)
+
+
+def _sums(params: Tree) -> dict[str, int]:
+    return {path: int(_weighed(x)) for path, x in flatten(params).items()}
 
 
 def _hash_of(sums: Mapping[str, int], *base: str) -> str:
