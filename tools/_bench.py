@@ -6,6 +6,7 @@ take turns, so that all meet the same machine, while the others sleep.
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -56,6 +57,33 @@ def their_shape(positions: int) -> "LlamaConfig":
         max_position_embeddings=positions,
         tie_word_embeddings=False,
     )
+
+
+def torch_device() -> str:
+    """Where PyTorch's side computes: on the accelerator, as ours does, where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def peak_mib() -> float:
+    """The most memory so far: on the accelerator of arrays, on the CPU of the whole process (VmHWM)."""
+    if "jaxllm" in sys.modules:
+        import jax
+
+        if stats := jax.local_devices()[0].memory_stats():
+            return stats["peak_bytes_in_use"] / 2**20
+    elif torch_device() == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def machine() -> dict[str, Any]:
+    """What the results are of."""
+    return {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
 
 
 def answers() -> TextIO:

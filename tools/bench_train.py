@@ -6,13 +6,11 @@
 One step is forward, backward, clipping by the global norm and AdamW, on a Llama of 56M parameters and 8 rows of
 512 tokens: transformers' `LlamaForCausalLM`, eager and compiled, against what `jaxllm train` runs; a turn is a
 step. bfloat16 is autocast in PyTorch and `train.compute_dtype` here. Peak memory is the process's own high-water
-mark (VmHWM), compilation included.
+mark (VmHWM), compilation included, or on a GPU, which all sides use where there is one, that of its arrays.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -20,7 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from _bench import VOCABULARY, Worker, alternated, answers, our_shape, their_shape
+from _bench import (
+    VOCABULARY,
+    Worker,
+    alternated,
+    answers,
+    machine,
+    our_shape,
+    peak_mib,
+    their_shape,
+    torch_device,
+)
 
 BATCH, LENGTH = 8, 512
 LEARNING_RATE, DECAY, CLIP = 3e-4, 0.1, 1.0
@@ -85,9 +93,10 @@ def peer(dtype: Dtype, compiled: bool) -> tuple[Step, dict[str, Any]]:
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(their_shape(LENGTH))
+    device = torch_device()
+    model = transformers.LlamaForCausalLM(their_shape(LENGTH)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=DECAY, fused=True)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(VOCABULARY, size=(BATCH, LENGTH)))
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(VOCABULARY, size=(BATCH, LENGTH))).to(device)
 
     def loss_of(tokens: torch.Tensor) -> torch.Tensor:
         return model(input_ids=tokens, labels=tokens).loss
@@ -95,7 +104,7 @@ def peer(dtype: Dtype, compiled: bool) -> tuple[Step, dict[str, Any]]:
     forward = torch.compile(loss_of) if compiled else loss_of
 
     def step() -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = forward(tokens)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -112,11 +121,6 @@ SIDES: dict[str, Callable[[Dtype], tuple[Step, dict[str, Any]]]] = {
     "eager": lambda dtype: peer(dtype, compiled=False),
     "compiled": lambda dtype: peer(dtype, compiled=True),
 }
-
-
-def peak_mib() -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def serve(side: str, dtype: Dtype) -> None:
@@ -205,8 +209,7 @@ def main() -> None:
         results += measure(dtype, sides, options.rounds)
         print(f"\n{dtype}\n{table([x for x in results if x['dtype'] == dtype])}\n", flush=True)
     if options.json:
-        machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        options.json.write_text(json.dumps({**machine, "rounds": options.rounds, "results": results}, indent=1))
+        options.json.write_text(json.dumps({**machine(), "rounds": options.rounds, "results": results}, indent=1))
     return None
 
 

@@ -4,16 +4,16 @@
     python tools/bench_tuning.py --ours-python jax-0.10=.venv/bin/python --ours-python jax-0.12=.venv-3.13/bin/python
 
 One step is forward, backward, clipping by the global norm and AdamW of LoRA with rank 8 on all linear maps of the
-blocks, or on queries and values, of a model of SmolLM2-135M's shape (random weights) and 4 rows of 256 tokens; a turn
-is a step. `--full` trains all parameters instead. SFTTrainer runs as it is, its data loading included, but without the
-gradient checkpointing that it turns on by itself, which saves memory and costs time. bfloat16 is autocast in PyTorch
-and `train.compute_dtype` here, in both over float32 weights. Peak memory is the process's own high-water mark (VmHWM).
+blocks, or on queries and values, of a model of SmolLM2-135M's shape (random weights) and 4 rows of 256 tokens, or
+`--rows`; a turn is a step. `--targets full` trains all parameters instead. SFTTrainer runs as it is, its data loading
+included, but without the gradient checkpointing that it turns on by itself, which saves memory and costs time.
+bfloat16 is autocast in PyTorch and `train.compute_dtype` here, in both over float32 weights. Devices and peak memory
+are as in `bench_train.py`.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _bench import Worker, alternated, answers
-from bench_train import CLIP, WARMUP, peak_mib, timed
+from _bench import Worker, alternated, answers, machine, peak_mib, torch_device
+from bench_train import CLIP, WARMUP, timed
 
-BATCH, LENGTH, RANK, RATE = 4, 256, 8, 2e-4
+LENGTH, RANK, RATE = 256, 8, 2e-4
 TARGETS = {
     "linear": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "query_value": ["q_proj", "v_proj"],
@@ -33,14 +33,14 @@ TARGETS = {
 Step = Callable[[], float]
 
 
-def tokens() -> Any:
+def tokens(rows: int) -> Any:
     """The rows of all sides."""
     import numpy as np
 
-    return np.random.default_rng(0).integers(49_152, size=(BATCH, LENGTH), dtype=np.int32)
+    return np.random.default_rng(0).integers(49_152, size=(rows, LENGTH), dtype=np.int32)
 
 
-def ours(targets: str, dtype: str) -> tuple[Step, dict[str, Any]]:
+def ours(targets: str, dtype: str, rows: int) -> tuple[Step, dict[str, Any]]:
     """The step of `jaxllm train`, compiled as its loop compiles it."""
     import jax
     import numpy as np
@@ -62,16 +62,16 @@ def ours(targets: str, dtype: str) -> tuple[Step, dict[str, Any]]:
         optimizer=OptimizerConfig(
             learning_rate=RATE, weight_decay=0.0, clip_norm=CLIP, schedule=ScheduleConfig(kind="constant")
         ),
-        train=TrainConfig(batch_size=BATCH, compute_dtype=dtype),  # type: ignore[arg-type]
+        train=TrainConfig(batch_size=rows, compute_dtype=dtype),  # type: ignore[arg-type]
     )
-    mesh, rows = make_mesh(config.mesh), tokens()
+    mesh, ids = make_mesh(config.mesh), tokens(rows)
     batch = place(
         {
-            "tokens": rows,
-            "targets": np.roll(rows, -1, axis=1),
-            "weights": np.ones(rows.shape, np.float32),
-            "segments": np.ones_like(rows),
-            "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), rows.shape),
+            "tokens": ids,
+            "targets": np.roll(ids, -1, axis=1),
+            "weights": np.ones(ids.shape, np.float32),
+            "segments": np.ones_like(ids),
+            "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape),
         },
         mesh,
     )
@@ -108,7 +108,7 @@ def their_model(targets: str) -> Any:
         max_position_embeddings=8192,
         tie_word_embeddings=True,
     )
-    model = transformers.LlamaForCausalLM(shape)
+    model = transformers.LlamaForCausalLM(shape).to(torch_device())
     if targets == "full":
         return model
     lora = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS[targets], task_type="CAUSAL_LM")
@@ -125,18 +125,18 @@ def about(model: Any) -> dict[str, Any]:
     return {"version": version, "trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
 
-def plain(targets: str, dtype: str) -> tuple[Step, dict[str, Any]]:
+def plain(targets: str, dtype: str, rows: int) -> tuple[Step, dict[str, Any]]:
     """PEFT in a loop of a few lines."""
     import torch
 
     model = their_model(targets).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
-    rows = torch.from_numpy(tokens()).long()
+    ids = torch.from_numpy(tokens(rows)).long().to(torch_device())
 
     def step() -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = model(input_ids=rows, labels=rows).loss
+        with torch.autocast(torch_device(), dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
@@ -146,12 +146,12 @@ def plain(targets: str, dtype: str) -> tuple[Step, dict[str, Any]]:
     return step, about(model)
 
 
-def serve(side: str, targets: str, dtype: str) -> None:
+def serve(side: str, targets: str, dtype: str, rows: int) -> None:
     """A worker: one line in is one step, one JSON line out is what came of it."""
     way_back = answers()
     if side == "trainer":
-        return serve_trainer(way_back, targets, dtype)
-    step, told = (ours if side == "ours" else plain)(targets, dtype)
+        return serve_trainer(way_back, targets, dtype, rows)
+    step, told = (ours if side == "ours" else plain)(targets, dtype, rows)
     for _ in range(WARMUP):
         step()
     print(json.dumps(told), file=way_back)
@@ -160,7 +160,7 @@ def serve(side: str, targets: str, dtype: str) -> None:
     return None
 
 
-def serve_trainer(way_back: Any, targets: str, dtype: str) -> None:
+def serve_trainer(way_back: Any, targets: str, dtype: str, rows: int) -> None:
     """The same of TRL's SFTTrainer, which waits for a line before each of its steps."""
     import tempfile
 
@@ -185,18 +185,18 @@ def serve_trainer(way_back: Any, targets: str, dtype: str) -> None:
                 print(json.dumps(turn), file=way_back)
 
     model = their_model(targets)
-    rows = tokens().tolist() * 100
+    ids = tokens(rows).tolist() * 100
     with tempfile.TemporaryDirectory() as folder:
         arguments = trl.SFTConfig(
             output_dir=folder,
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=rows,
             max_length=LENGTH,
             max_steps=100,
             learning_rate=RATE,
             weight_decay=0.0,
             max_grad_norm=CLIP,
             lr_scheduler_type="constant",
-            use_cpu=True,
+            use_cpu=torch_device() == "cpu",
             bf16=dtype == "bfloat16",
             gradient_checkpointing=False,
             report_to=[],
@@ -207,7 +207,7 @@ def serve_trainer(way_back: Any, targets: str, dtype: str) -> None:
         words = transformers.PreTrainedTokenizerFast(
             tokenizer_object=_tokenizer(), pad_token="<pad>", eos_token="<pad>"
         )
-        data = datasets.Dataset.from_dict({"input_ids": rows})
+        data = datasets.Dataset.from_dict({"input_ids": ids})
         trl.SFTTrainer(
             model=model, args=arguments, train_dataset=data, processing_class=words, callbacks=[Turns()]
         ).train()
@@ -220,12 +220,14 @@ def _tokenizer() -> Any:
     return tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
 
 
-def measure(targets: str, dtype: str, sides: list[tuple[str, str, str]], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    targets: str, dtype: str, rows: int, sides: list[tuple[str, str, str]], rounds: int
+) -> list[dict[str, Any]]:
     """Results of all sides (label, side, interpreter)."""
     workers: list[Worker] = []
     try:
         for label, side, python in sides:
-            serving = ("--serve", side, "--targets", targets, "--dtype", dtype)
+            serving = ("--serve", side, "--targets", targets, "--dtype", dtype, "--rows", str(rows))
             workers.append(Worker(label, python, __file__, *serving))
             print(f"{targets}, {dtype}: {label} is ready", flush=True)
         if len({worker.about["trained"] for worker in workers}) > 1:
@@ -243,13 +245,13 @@ def summary(turns: list[dict[str, float]]) -> dict[str, Any]:
     return {"seconds": seconds, "median": statistics.median(seconds), "peak_mib": turns[-1]["peak_mib"]}
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], rows: int) -> str:
     """Medians, and ratios to the quickest and to the smallest of the others."""
     others = [x for x in results if "torch" in x["version"]]
     lines = [f"{'':24}{'tokens/s':>10}{'seconds':>9}{'fastest':>9}{'slowest':>9}{'MiB':>8}{'speed':>8}{'memory':>8}"]
     for x in results:
         seconds = x["seconds"]
-        line = f"{x['label']:24}{BATCH * LENGTH / x['median']:10.0f}{x['median']:9.3f}{min(seconds):9.3f}"
+        line = f"{x['label']:24}{rows * LENGTH / x['median']:10.0f}{x['median']:9.3f}{min(seconds):9.3f}"
         line += f"{max(seconds):9.3f}{x['peak_mib']:8.0f}"
         if others:
             line += f"{min(o['median'] for o in others) / x['median']:8.2f}"
@@ -264,12 +266,13 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="'none' leaves PyTorch out")
     parser.add_argument("--targets", choices=["linear", "query_value", "full"], default="linear")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rows", type=int, default=4, help="of 256 tokens, in a step")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each side that are timed")
     parser.add_argument("--json", type=Path, help="a file for all results")
     parser.add_argument("--serve", choices=["ours", "plain", "trainer"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.targets, options.dtype)
+        return serve(options.serve, options.targets, options.dtype, options.rows)
     sides = []
     for given in options.ours_python or [f"ours={sys.executable}"]:
         label, _, python = given.rpartition("=")
@@ -277,12 +280,13 @@ def main() -> None:
     if options.torch_python != "none":
         sides += [("PEFT, plain loop", "plain", options.torch_python)]
         sides += [("PEFT, TRL's SFTTrainer", "trainer", options.torch_python)]
-    results = measure(options.targets, options.dtype, sides, options.rounds)
+    results = measure(options.targets, options.dtype, options.rows, sides, options.rounds)
     what = "all parameters" if options.targets == "full" else f"LoRA on {options.targets}"
-    print(f"\n{what}, {options.dtype}\n{table(results)}\n", flush=True)
+    print(f"\n{what}, {options.dtype}\n{table(results, options.rows)}\n", flush=True)
     if options.json:
-        machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        options.json.write_text(json.dumps({**machine, "rounds": options.rounds, "results": results}, indent=1))
+        options.json.write_text(
+            json.dumps({**machine(), "rows": options.rows, "rounds": options.rounds, "results": results}, indent=1)
+        )
     return None
 
 

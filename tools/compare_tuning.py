@@ -2,13 +2,14 @@
 
     tools/fetch_pretrained && python tools/compare_tuning.py runs/comparison
     python tools/compare_tuning.py runs/comparison --methods full lora --seeds 0 1 2 --limit 12
+    python tools/compare_tuning.py runs/epoch --train.steps 350 --train.batch-size 16
 
 Trains the recipes of `configs/*/smollm2_multitask*.py` with each seed, and has `jaxllm eval` ask each model, and the
 base, held-out rows of all tasks whose answers are short, `--limit` of each; of a task that is not trained ten times as
-many. An answer is right if it is the expected one but for case, punctuation and articles (SQuAD's exact match); F1 is
-of their words. Printed are the means over tasks in percent, plus or minus the deviation over seeds, or of one seed the
-standard error over tasks. What is in `results.json` is not done again, and a run that was stopped goes on, so the same
-command goes on too.
+many. Options that are not its own are passed on to `jaxllm train`. An answer is right if it is the expected one but for
+case, punctuation and articles (SQuAD's exact match); F1 is of their words. Printed are the means over tasks in percent,
+plus or minus the deviation over seeds, or of one seed the standard error over tasks. What is in `results.json` is not
+done again, and a run that was stopped goes on, so the same command goes on too.
 """
 
 import argparse
@@ -84,16 +85,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=["full", "lora", "prompt", "hybrid"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--limit", type=int, default=6, help="rows of each trained task")
-    options = parser.parse_args()
+    options, overrides = parser.parse_known_args()
     folder = options.folder.resolve()
     os.chdir(ROOT)
-    results = Results(folder, limit=options.limit)
+    results = Results(folder, limit=options.limit, train=overrides)
     asked = {"unseen": (UNSEEN, 10 * options.limit), "seen": (short_tasks(), options.limit)}
     models = {"base": (ROOT / BASE, None, 0)}
     models |= {f"{m} {seed}": (folder / f"{m}-{seed}", m, seed) for seed in options.seeds for m in options.methods}
     for name, (own, method, seed) in models.items():
         if method is not None and not results.has(name, "cost"):
-            results.add(name, "cost", train(own, RECIPES[method], "--seed", str(seed)))
+            results.add(name, "cost", train(own, RECIPES[method], "--seed", str(seed), *overrides))
         for kind, (tasks, limit) in asked.items():
             if not results.has(name, kind):
                 out = folder / f"{name.replace(' ', '-')}-{kind}.json"
