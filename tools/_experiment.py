@@ -38,13 +38,14 @@ def train(folder: Path, recipe: str, *overrides: str | Path) -> dict[str, float 
     return {**run("train", recipe, "--output", folder, "--eval.no-tasks", *overrides)}
 
 
-def ask(
-    model: Path, recipe: str, out: Path, metrics: Sequence[str], tasks: Sequence[str], limit: int
-) -> dict[str, dict[str, Any]]:
-    """The means over tasks of metrics of short answers to what a recipe holds out: `mean`, `stderr` and `rows`."""
-    asked = ("--held-out", recipe, "--metrics", *metrics, "--max-new-tokens", "24", "--dtype", "bfloat16")
-    run("eval", model, *asked, "--limit", str(limit), "--out", out, "--tasks", *tasks)
-    return json.loads(out.read_text())["mean"]
+def ask(model: Path, out: Path, metrics: Sequence[str], *rows: str | Path) -> dict[str, Any]:
+    """What `jaxllm eval` finds with these options, which say of which rows: `mean` over tasks, and of each of `tasks`.
+
+    Short answers are written, in bfloat16; each metric is `mean`, `stderr` and `rows`.
+    """
+    short = ("--max-new-tokens", "24") if "acc" not in metrics else ()
+    run("eval", model, *rows, "--metrics", *metrics, *short, "--dtype", "bfloat16", "--out", out)
+    return json.loads(out.read_text())
 
 
 class Results:

@@ -4,18 +4,24 @@
     python tools/compare_tuning.py runs/comparison --methods full lora --seeds 0 1 2 --limit 12
     python tools/compare_tuning.py runs/epoch --train.steps 350 --train.batch-size 16
 
-Trains the recipes of `configs/*/smollm2_multitask*.py` with each seed, and has `jaxllm eval` ask each model, and the
-base, held-out rows of all tasks whose answers are short, `--limit` of each; of a task that is not trained ten times as
-many. Options that are not its own are passed on to `jaxllm train`. An answer is right if it is the expected one but for
-case, punctuation and articles (SQuAD's exact match); F1 is of their words. Printed are the means over tasks in percent,
-plus or minus the deviation over seeds, or of one seed the standard error over tasks. What is in `results.json` is not
-done again, and a run that was stopped goes on, so the same command goes on too.
+Trains the recipes of `configs/*/smollm2_multitask*.py` with each seed, and asks each model, and the base, what is held
+out. Of each trained task whose answers are short the model writes answers to `--limit` rows: `exact` are right but for
+case, punctuation and articles (SQuAD's exact match), F1 is of their words. Of each task that is not trained it chooses
+among the task's answers by likelihood, for twice as many rows with each right answer: `recall` is the share that is
+right of each answer, and their mean; one answer to all has 1 / answers. The line "commonest answer" always gives that
+of the training rows of a task, or any one of those that are not trained.
+
+Options that are not its own are passed on to `jaxllm train`. Printed are the means over tasks in percent, plus or minus
+the deviation over seeds, or of one seed the standard error over rows. What is in `results.json` is not done again, and
+a run that was stopped goes on, so the same command goes on too.
 """
 
 import argparse
+import json
 import math
 import os
 import statistics
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +29,9 @@ from _experiment import ROOT, Results, ask, shown, train
 
 from configs.sft.smollm2_multitask import BASE, DATA, UNSEEN
 from jaxllm.cli.recipe import load_run
-from jaxllm.evaluation.held_out import held_out_rows
+from jaxllm.evaluation.held_out import held_out_rows, trained_rows
+from jaxllm.evaluation.metrics import TEXT_METRICS, Mean
+from jaxllm.evaluation.rows import Row, chosen_rows
 from jaxllm.models.adapters import trained_table
 
 RECIPES = {
@@ -33,23 +41,61 @@ RECIPES = {
     "prompt": "configs/prompt/smollm2_multitask.py",
     "hybrid": "configs/lora/smollm2_multitask_hybrid.py",
 }
-KINDS, METRICS = ("seen", "unseen"), ("exact", "f1")
+METRICS = {"seen": ("exact", "f1"), "unseen": ("recall",)}
+CONSTANT = "commonest answer"
 SHORT = 25
 """Characters of a short answer, on average over a task."""
 FEWEST = 3
 """Held-out rows of a task that is asked."""
 
 
-def short_tasks() -> list[str]:
+def short_tasks(rows: list[Row]) -> list[str]:
     """Tasks with held-out rows to ask, whose answers are short, but for those that are never trained."""
     lengths: dict[str, list[int]] = {}
-    for row in held_out_rows(DATA):
+    for row in rows:
         lengths.setdefault(row.task, []).append(len(row.references[0]))
     return sorted(
         task
         for task in lengths.keys() - set(UNSEEN)
         if len(lengths[task]) >= FEWEST and statistics.mean(lengths[task]) <= SHORT
     )
+
+
+def write_choices(path: Path, rows: list[Row], limit: int) -> None:
+    """Rows of each task that is not trained, `limit` with each right answer, which `task` tells: `name: answer`."""
+    lines = []
+    for task in UNSEEN:
+        own = [row for row in rows if row.task == task]
+        choices = sorted({row.references[0] for row in own})
+        for answer in choices:
+            right = [row for row in own if row.references[0] == answer][:limit]
+            asked = {"task": f"{task}: {answer}", "choices": choices, "answer": answer}
+            lines += [json.dumps({**asked, "prompt": row.prompt}) + "\n" for row in right]
+    path.write_text("".join(lines))
+
+
+def recall(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The mean over tasks of the mean over answers, of results by `name: answer`."""
+    of_tasks: dict[str, list[Mean]] = defaultdict(list)
+    for task, found in metrics.items():
+        of_tasks[task.partition(":")[0]].append(Mean(**found["acc"]))
+    return {"recall": Mean.over([Mean.over(answers) for answers in of_tasks.values()])._asdict()}
+
+
+def constant(rows: list[Row], limit: int) -> dict[str, dict[str, Any]]:
+    """What the commonest answer of each task is worth."""
+    commonest: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in trained_rows(DATA):
+        commonest[row.task][row.references[0]] += 1
+    values: dict[str, dict[str, list[float]]] = {metric: defaultdict(list) for metric in METRICS["seen"]}
+    for row in chosen_rows(rows, short_tasks(rows), limit):
+        ((answer, _),) = commonest[row.task].most_common(1)
+        for metric, of_tasks in values.items():
+            of_tasks[row.task].append(TEXT_METRICS[metric](answer, row.references[0]))
+    seen = {metric: Mean.over([Mean.of(x) for x in of_tasks.values()])._asdict() for metric, of_tasks in values.items()}
+    choices = [len({row.references[0] for row in rows if row.task == task}) for task in UNSEEN]
+    chance = Mean(statistics.mean(1 / n for n in choices), 0.0, len(choices))
+    return {"seen": seen, "unseen": {"recall": chance._asdict()}}
 
 
 def trained_parameters(method: str) -> int:
@@ -60,15 +106,16 @@ def trained_parameters(method: str) -> int:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line for each method; the base costs nothing."""
-    heads = "".join(f"{kind + ' ' + name:>14}" for kind in KINDS for name in METRICS)
-    lines = [f"{'':10}{'runs':>6}{heads}{'trained':>13}{'minutes':>9}{'MiB':>7}"]
-    for method in dict.fromkeys(name.split()[0] for name in results):
-        runs = [of_run for name, of_run in results.items() if name.split()[0] == method]
-        runs = [of_run for of_run in runs if of_run.keys() >= set(KINDS)]
+    shown_metrics = [(kind, name) for kind, names in METRICS.items() for name in names]
+    heads = "".join(f"{kind + ' ' + name:>15}" for kind, name in shown_metrics)
+    lines = [f"{'':18}{'runs':>6}{heads}{'trained':>13}{'minutes':>9}{'MiB':>7}"]
+    for method in dict.fromkeys(name.rstrip("0123456789 ") for name in results):
+        runs = [of_run for name, of_run in results.items() if name.rstrip("0123456789 ") == method]
+        runs = [of_run for of_run in runs if of_run.keys() >= METRICS.keys()]
         if not runs:
             continue
-        shares = (shown([r[kind][name] for r in runs]) for kind in KINDS for name in METRICS)
-        line = f"{method:10}{len(runs):6}" + "".join(f"{share:>14}" for share in shares)
+        shares = (shown([r[kind][name] for r in runs]) for kind, name in shown_metrics)
+        line = f"{method:18}{len(runs):6}" + "".join(f"{share:>15}" for share in shares)
         if method in RECIPES:
             line += f"{trained_parameters(method):13,}"
             costs = [r["cost"] for r in runs if r["cost"]["seconds"] is not None]
@@ -86,19 +133,30 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--limit", type=int, default=6, help="rows of each trained task")
     options, overrides = parser.parse_known_args()
+    if of_data := next((word for word in overrides if word.startswith("--data.")), None):
+        parser.error(f"{of_data}: all models are asked what the recipe of all parameters holds out; change that")
     folder = options.folder.resolve()
     os.chdir(ROOT)
     results = Results(folder, limit=options.limit, train=overrides)
-    asked = {"unseen": (UNSEEN, 10 * options.limit), "seen": (short_tasks(), options.limit)}
+    rows = held_out_rows(DATA)
+    choices = folder / "unseen.jsonl"
+    write_choices(choices, rows, 2 * options.limit)
+    if not results.has(CONSTANT, "seen"):
+        for kind, found in constant(rows, options.limit).items():
+            results.add(CONSTANT, kind, found)
     models = {"base": (ROOT / BASE, None, 0)}
     models |= {f"{m} {seed}": (folder / f"{m}-{seed}", m, seed) for seed in options.seeds for m in options.methods}
     for name, (own, method, seed) in models.items():
         if method is not None and not results.has(name, "cost"):
             results.add(name, "cost", train(own, RECIPES[method], "--seed", str(seed), *overrides))
-        for kind, (tasks, limit) in asked.items():
-            if not results.has(name, kind):
-                out = folder / f"{name.replace(' ', '-')}-{kind}.json"
-                results.add(name, kind, ask(own, RECIPES["full"], out, METRICS, tasks, limit))
+        out = folder / f"{name.replace(' ', '-')}"
+        if not results.has(name, "seen"):
+            asked = ("--held-out", RECIPES["full"], "--limit", str(options.limit), "--tasks", *short_tasks(rows))
+            found = ask(own, out.with_name(f"{out.name}-seen.json"), METRICS["seen"], *asked)
+            results.add(name, "seen", found["mean"])
+        if not results.has(name, "unseen"):
+            found = ask(own, out.with_name(f"{out.name}-unseen.json"), ["acc"], choices)
+            results.add(name, "unseen", recall(found["tasks"]))
         print(table(results.all), flush=True)
 
 

@@ -45,7 +45,8 @@ def main() -> None:
         for kind, (metric, tasks) in ASKED.items():
             if not results.has(name, kind):
                 out = folder / f"{name.replace(' ', '_')}-{kind}.json"
-                results.add(name, kind, ask(own, RECIPE, out, [metric], tasks, options.limit)[metric])
+                asked = ("--held-out", RECIPE, "--limit", str(options.limit), "--tasks", *tasks)
+                results.add(name, kind, ask(own, out, [metric], *asked)["mean"][metric])
     print(f"{'':28}{'topics':>14}{'titles':>14}")
     for name, of_run in results.all.items():
         print(f"{name:28}{shown([of_run['topics']]):>14}{shown([of_run['titles']]):>14}")

@@ -21,5 +21,5 @@ def recipe() -> RunConfig:
         run,
         name="smollm2_multitask_lora",
         tuning=TuningConfig(method="lora", lora=LoraConfig(rank=8, alpha=16.0)),
-        optimizer=replace(run.optimizer, learning_rate=1e-3),
+        optimizer=replace(run.optimizer, learning_rate=4e-3),
     )

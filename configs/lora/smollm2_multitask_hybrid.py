@@ -16,4 +16,5 @@ def recipe() -> RunConfig:
     """The run."""
     run = smollm2_multitask.recipe()
     tuning = replace(run.tuning, method="hybrid", prompt=PromptConfig(length=20))
-    return replace(run, name="smollm2_multitask_hybrid", tuning=tuning)
+    optimizer = replace(run.optimizer, learning_rate=1e-3)
+    return replace(run, name="smollm2_multitask_hybrid", tuning=tuning, optimizer=optimizer)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxllm.cli.adapter_runs import Adapter
 from jaxllm.common.paths import user_path
 from jaxllm.config import TuningConfig, UserError
-from jaxllm.models.adapters import linear_modules
+from jaxllm.models.adapters import TAKES_PLACES, linear_modules
 
 
 class Sum(NamedTuple):
@@ -56,7 +56,7 @@ def combined(weights: Sequence[float], adapters: Sequence[Adapter], rank: int | 
     for adapter in adapters:
         _check_has_sum(adapter)
         _check_is_like(first, adapter)
-    if first.config.tuning.method not in ("prompt", "prefix"):
+    if first.config.tuning.method not in TAKES_PLACES:
         return _summed(weights, adapters, rank)
     if rank is not None:
         raise UserError(f"--rank {rank}: virtual tokens have no rank")

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxllm.cli.adapter_runs import Adapter
-from jaxllm.models.adapters import updates
+from jaxllm.models.adapters import VIRTUAL, updates
 from jaxllm.models.table import parameter_table
 
 
@@ -36,7 +36,7 @@ def _summary(adapter: Adapter) -> Table:
         "its checkpoint": "not known" if origin is None else f"step {origin.step}",
         "its fingerprint": (origin and origin.fingerprint) or "not known",
     }
-    if tuning.method in ("prompt", "prefix", "hybrid"):
+    if tuning.method in VIRTUAL:
         rows["virtual tokens"] = str(tuning.prompt.length)
     if tuning.also:
         rows["also of the base"] = ", ".join(tuning.also)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path
 from jaxllm.config import RunConfig, TransformerConfig, UserError
+from jaxllm.models.adapters import TAKES_PLACES
 from jaxllm.train.run_folder import TOKENIZERS, is_run_folder, saved_config, saved_tokenizer
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def check_is_foldable(folder: Path, config: RunConfig) -> None:
         UserError: what a run has trained cannot be a part of a model's own parameters.
     """
     method = config.tuning.method
-    if method in ("prompt", "prefix"):
+    if method in TAKES_PLACES:
         raise UserError(
             f"'{folder}' has virtual tokens (tuning.method = {method!r}), which cannot be a part of a model's own "
             "parameters; `jaxllm adapter export` writes them for PEFT"

@@ -155,21 +155,34 @@ def _open_data(config: RunConfig, tokenizer: TokenizerConfig, processes: Process
 
 
 def _sample(config: RunConfig, params: "Tree", corpus: "Corpus", report: "Report", processes: Processes) -> None:
-    """Continues the prompts of the run, or has them answered, in the first process."""
+    """Continues the prompts of the run, or has them answered, in the first process, if its first device has room."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxllm.quantization.blocks import plain
+    from jaxllm.sharding.placement import fetched
+
+    if not config.eval.prompts or not config.eval.sample_tokens or config.model.architecture == "encoder":
+        return
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16  # the generator's
+    try:
+        whole = fetched(plain(params, dtype), keep=processes.is_first)
+        if whole is not None:
+            _show_samples(config, whole, corpus, report)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        report.say("no samples of eval.prompts: one device has no room for the whole model; all else is done")
+
+
+def _show_samples(config: RunConfig, params: "Tree", corpus: "Corpus", report: "Report") -> None:
     from jaxllm.data.chat_tokens import end_of_turn
     from jaxllm.generation.chat import Conversation
     from jaxllm.generation.config import SamplingConfig
     from jaxllm.generation.generate import Generator
     from jaxllm.models.adapters import virtual_tokens
-    from jaxllm.quantization.blocks import plain
-    from jaxllm.sharding.placement import fetched
 
     prompts, length, tokenizer = config.eval.prompts, config.eval.sample_tokens, corpus.tokenizer
-    if not prompts or not length or config.model.architecture == "encoder":
-        return
-    params = fetched(plain(params), keep=processes.is_first)
-    if params is None:
-        return
     begin, virtual, sampling = (
         config.tokenizer.begins_prompts,
         virtual_tokens(config.tuning),

@@ -107,7 +107,7 @@ class EvalConfig:
     every: int = 250
     """Steps between evaluations, which also come before each checkpoint that is due; 0 evaluates at the end only."""
     max_tokens: int = 200_000
-    """Tokens in one periodic evaluation."""
+    """Tokens in one periodic evaluation: places of rows, some of which virtual tokens take."""
     last_tokens: int | None = None
     """Tokens in the last one, but those of a periodic one at least; none reads the whole held-out set."""
     tasks: bool = True

@@ -26,6 +26,9 @@ KEYS = {
 }
 """The fields by which a format is told, and which it must have."""
 
+OTHERS = ("system", "tools", "input")
+"""Fields that are read where they are there."""
+
 
 def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) -> Chat:
     """What a record says, checked, with the arguments of calls as objects and without what is none.
@@ -41,17 +44,19 @@ def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) ->
     kind = _format(fields, where) if source.format == "auto" else source.format
     if missing := [key for key in KEYS[kind] if key not in fields]:
         raise BadRow(f"{where}: no field '{missing[0]}'; it has {', '.join(fields)}; set data.sources.N.format")
+    fields = {key: _plain(fields[key], f"{where}, field '{key}'") for key in (*KEYS[kind], *OTHERS) if key in fields}
     messages = _READ[kind](fields, where)
     if source.system is not None and not any(message.get("role") in ("system", "developer") for message in messages):
         messages = [{"role": "system", "content": source.system}, *messages]
-    tools = _parsed(fields.get("tools") or None, f"{where}, field 'tools'", list)
-    return Chat(_checked(messages, where), tools and [_without_none(tool) for tool in tools])
+    at = f"{where}, field 'tools'"
+    tools = _objects(_parsed(fields.get("tools") or [], at, list), at)
+    return Chat(_checked(messages, where), [_without_none(tool) for tool in tools] or None)
 
 
 def said(chat: Chat) -> str:
     """All that is said in a conversation; empty, if the assistant says nothing."""
     answers = [message for message in chat.messages if message["role"] == "assistant"]
-    if not any(message.get("content") or message.get("tool_calls") for message in answers):
+    if not any(_says(message.get("content")) or message.get("tool_calls") for message in answers):
         return ""
     contents = (
         [message.get("content"), *(call["function"] for call in message.get("tool_calls") or ())]
@@ -59,6 +64,11 @@ def said(chat: Chat) -> str:
     )
     parts = (part for message in contents for part in message if part)
     return "\n".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
+
+
+def _says(content: Any) -> bool:
+    """Whether a text, or one of the parts, is not empty."""
+    return any(part.get("text", True) for part in content) if isinstance(content, list) else bool(content)
 
 
 def _format(fields: Mapping[str, Any], where: str) -> str:
@@ -100,7 +110,7 @@ def _sharegpt(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     messages = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
     for number, turn in enumerate(_objects(fields["conversations"], f"{where}, field 'conversations'"), 1):
         speaker, value = turn.get("from"), turn.get("value")
-        if speaker not in SHAREGPT:
+        if not isinstance(speaker, str) or speaker not in SHAREGPT:
             raise BadRow(f"{where}: message {number} is from {speaker!r:.40}; one of {', '.join(SHAREGPT)} would do")
         message: dict[str, Any] = {"role": SHAREGPT[speaker], "content": value}
         if speaker == "function_call":
@@ -131,6 +141,10 @@ def _checked(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str
         if role not in ROLES:
             raise BadRow(f"{at} has the role {role!r:.40}; one of {', '.join(ROLES)} would do")
         known = _without_none(message)
+        if "function_call" in known:
+            raise BadRow(f"{at} has a 'function_call', which is OpenAI's old form; 'tool_calls' would do")
+        if known.get("tool_calls") and role != "assistant":
+            raise BadRow(f"{at} is the {role}'s and has 'tool_calls'; only the assistant's may have them")
         if role == "assistant":
             if not checked:
                 raise BadRow(f"{at} is the assistant's, and nothing was asked before it; a user's would do")
@@ -150,7 +164,7 @@ def _checked(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str
         if not any(message["role"] == "assistant" for message in checked):
             wrong = "no assistant message"
         raise BadRow(f"{where}: {wrong}: nothing would be trained")
-    return [_texts(message, where) for message in checked]
+    return checked
 
 
 def _call(call: Mapping[str, Any], at: str) -> dict[str, Any]:
@@ -171,11 +185,12 @@ def _objects(value: Any, where: str) -> list[dict[str, Any]]:
 
 def _parsed(value: Any, where: str, kind: type | tuple[type, ...]) -> Any:
     """`value`, which may be written as JSON in a text."""
-    if isinstance(value, str | bytes):
+    if isinstance(value, str):
         try:
-            value = json.loads(value)
+            read = json.loads(value)
         except (ValueError, RecursionError):
             raise BadRow(f"{where}: not JSON: {value!r:.60}") from None
+        value = _plain(read, where)
     if value is not None and not isinstance(value, kind):
         raise BadRow(f"{where}: expected JSON with {'a list' if kind is list else 'an object'}, got {value!r:.60}")
     return value
@@ -185,10 +200,18 @@ def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
 
 
-def _texts(value: Any, where: str) -> Any:
-    """`value`, in which every text is one that UTF-8 can carry."""
+def _plain(value: Any, where: str) -> Any:
+    """`value` as JSON has it, in which every text is one that UTF-8 can carry; those of TFDS are bytes.
+
+    Raises:
+        BadRow: a text that is none, or what JSON cannot say, as the times of Parquet.
+    """
     if isinstance(value, str | bytes):
         return checked_text(value, where)
     if isinstance(value, Mapping):
-        return {key: _texts(item, where) for key, item in value.items()}
-    return [_texts(item, where) for item in value] if isinstance(value, list) else value
+        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise BadRow(f"{where}: expected what JSON can say, got {type(value).__name__} {value!r:.60}")

@@ -1,4 +1,4 @@
-"""The held-out conversations of a recipe as rows: what a run of it was not trained on, by task."""
+"""Conversations of a recipe as rows, by task: those that a run of it is not trained on, and the others."""
 
 from jaxllm.config import DataConfig, UserError
 from jaxllm.data.cache import cache_root
@@ -17,18 +17,28 @@ def held_out_rows(data: DataConfig, progress: bool = False) -> list[Row]:
     Raises:
         UserError: a source that cannot be used, or none of them gives such a conversation.
     """
+    rows = _rows(data, True, progress)
+    if not rows:
+        raise UserError("--held-out: the recipe holds out no conversation; data.validation_fraction says how many")
+    return rows
+
+
+def trained_rows(data: DataConfig) -> list[Row]:
+    """The same of those that are trained on. Raises as `held_out_rows`, but that there may be none."""
+    return _rows(data, False, False)
+
+
+def _rows(data: DataConfig, held_out: bool, progress: bool) -> list[Row]:
     root = cache_root(data.cache_dir)
     sources = [open_source(source, root) for source in data.sources]
     split = Split.of(data)
     found = survey(sources, split, skip_bad=data.skip_bad, progress=progress)
     rows = []
-    for task, held_out, document in kept_documents(sources, found):
+    for task, is_held_out, document in kept_documents(sources, found):
         source, own = found.tasks[task]
-        if held_out and document.chat is not None and (answer := _answer(document.chat)) is not None:
+        if is_held_out == held_out and document.chat is not None and (answer := _answer(document.chat)) is not None:
             name = task_name(data.sources[source]) if own is None else own
             rows.append(Row(document.name, name, tuple(map(dict, document.chat.messages[:-1])), (answer,)))
-    if not rows:
-        raise UserError("--held-out: the recipe holds out no conversation; data.validation_fraction says how many")
     return rows
 
 

@@ -109,6 +109,8 @@ def _row(read: Record) -> Row:
     )
     if asked is None:
         raise UserError(f"{where}: no 'prompt' (nor {_or(PROMPTS[1:])}); it has {', '.join(record)}")
+    if record.get("tools"):
+        raise UserError(f"{where}: has 'tools', which are not shown to the model; leave the row out")
     prompt = record[asked]
     if isinstance(prompt, list):
         prompt = tuple(_message(each, f"{where}, field '{asked}', message {i}") for i, each in enumerate(prompt, 1))
@@ -141,6 +143,8 @@ def _or(names: Sequence[str]) -> str:
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UserError(f"{where}: expected an object with a 'role', got {message!r:.60}")
+    if message.get("tool_calls"):
+        raise UserError(f"{where}: has 'tool_calls', and only texts are asked and judged; leave the row out")
     return {"role": message["role"], "content": checked_text(message.get("content"), f"{where}, 'content'")}
 
 

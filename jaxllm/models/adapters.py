@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from jaxllm.config import RunConfig, TransformerConfig, TuningConfig
 from jaxllm.models.table import Param, parameter_table
@@ -28,8 +28,14 @@ LOW_RANK = ("lora", "adalora", "hybrid")
 BLOCK = 64
 """The most numbers of a base in int8 or NF4 that share a scale (`quantization/blocks.py`)."""
 
-VIRTUAL = ("prompt", "prefix")
-"""Methods with virtual tokens, which take places of every text."""
+VIRTUAL = ("prompt", "prefix", "hybrid")
+"""Methods with virtual tokens: as embeddings, or as keys and values of each layer."""
+
+TAKES_PLACES = ("prompt", "prefix")
+"""Those whose virtual tokens take places of every text."""
+
+READS = {"lora": LOW_RANK, "adaptive": ("adalora",), "prompt": VIRTUAL}
+"""Which methods read a group of settings."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,18 @@ def updates(model: TransformerConfig, tuning: TuningConfig) -> list[Update]:
     wanted = [PRESETS.get(target, target) for target in lora.targets]
     for module, kernel in linear_modules(model).items():
         if any(matches(pattern, module) for pattern in wanted):
-            own = next((other for other in lora.ranks if matches(other.targets, module)), None)
+            own = None if (i := _exception(tuning, module)) is None else lora.ranks[i]
             rank = final = own.rank if own else lora.rank
             if tuning.method == "adalora":
                 rank = math.ceil(final * tuning.adaptive.start)
             alpha = lora.alpha if own is None or own.alpha is None else own.alpha
             found.append(Update(module, kernel, rank, final, alpha, lora.rank_stabilised))
     return found
+
+
+def _exception(tuning: TuningConfig, module: str) -> int | None:
+    """Which of `lora.ranks` a module has."""
+    return next((i for i, other in enumerate(tuning.lora.ranks) if matches(other.targets, module)), None)
 
 
 def adapter_table(model: TransformerConfig, tuning: TuningConfig) -> dict[str, Param]:
@@ -179,7 +190,7 @@ def block_size(last: int) -> int:
 
 def virtual_tokens(tuning: TuningConfig) -> int:
     """Places at the beginning of every text that virtual tokens take."""
-    return tuning.prompt.length if tuning.method in VIRTUAL else 0
+    return tuning.prompt.length if tuning.method in TAKES_PLACES else 0
 
 
 def virtual_ids(config: RunConfig) -> range:
@@ -193,7 +204,7 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
     tuning, model = config.tuning, config.model
     if tuning.method != "full" and model.architecture == "encoder_decoder" and tuning.method not in ("lora", "adalora"):
         yield f"tuning.method = {tuning.method!r}: is for one stack; 'lora' would do for an encoder-decoder"
-    if tuning.method in (*VIRTUAL, "hybrid") and model.architecture == "encoder":
+    if tuning.method in VIRTUAL and model.architecture == "encoder":
         yield f"tuning.method = {tuning.method!r}: needs model.architecture = 'decoder'; 'lora' would do"
     if config.base is None and (tuning.method != "full" or tuning.also):
         yield f"base = None: tuning.method = {tuning.method!r} needs the folder of a model that it begins with"
@@ -207,13 +218,7 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
             return
     patterns = [*_patterns(tuning, model)]
     yield from patterns
-    for update in [] if patterns else updates(model, tuning):
-        limit = min(update.inputs, update.outputs)
-        if update.rank > limit:
-            yield (
-                f"tuning.lora.rank: the update of {update.module} has rank {update.rank}, above its {update.inputs} "
-                f"inputs and {update.outputs} outputs; at most {limit} would do"
-            )
+    yield from [] if patterns else _ranks_above(model, tuning)
     if tuning.base_dtype == "nf4" and (path := next(_odd(config), None)) is not None:
         yield f"tuning.base_dtype = 'nf4': two numbers are a byte, and the last axis of {path} is odd; 'int8' would do"
     if (taken := virtual_tokens(tuning)) > config.data.sequence_length - 2:
@@ -221,8 +226,10 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
             f"tuning.prompt.length = {taken}: leaves no place for text in data.sequence_length = "
             f"{config.data.sequence_length}; at most {config.data.sequence_length - 2} would do"
         )
-    if tuning.method in (*VIRTUAL, "hybrid") and tuning.prompt.start == "labels" and not tuning.prompt.labels:
-        yield "tuning.prompt.labels is empty: tuning.prompt.start = 'labels' begins with them"
+    labels, length = len(tuning.prompt.labels), tuning.prompt.length
+    if tuning.method in VIRTUAL and tuning.prompt.start == "labels" and not 0 < labels <= length:
+        wrong = f"has {labels}, more than tuning.prompt.length = {length}; that many would do" if labels else "is empty"
+        yield f"tuning.prompt.labels {wrong}: tuning.prompt.start = 'labels' begins with them"
     if tuning.method == "adalora" and config.train.ema_decay is not None:
         yield (
             f"train.ema_decay = {config.train.ema_decay}: the average of ranks that come and go has all of them; None "
@@ -240,13 +247,32 @@ def _unread(config: RunConfig) -> Iterator[str]:
     tuning, method = config.tuning, f"tuning.method = {config.tuning.method!r}"
     if tuning.base_dtype != "float32" and not frozen_table(config):
         yield f"tuning.base_dtype = {tuning.base_dtype!r}: {method} trains all parameters; 'float32' would do"
-    if tuning.lora.dropout and tuning.method not in LOW_RANK:
-        yield f"tuning.lora.dropout = {tuning.lora.dropout}: {method} has no low-rank updates; 0 would do"
-    if tuning.prompt.labels and (tuning.prompt.start != "labels" or tuning.method not in (*VIRTUAL, "hybrid")):
+    for group, readers in READS.items():
+        for field in [] if tuning.method in readers else fields(getattr(tuning, group)):
+            value = getattr(getattr(tuning, group), field.name)
+            if value != field.default:
+                would = f"{field.default!r} would do, or tuning.method = {' or '.join(map(repr, readers))}"
+                yield f"tuning.{group}.{field.name} = {value!r:.60}: {method} does not read it; {would}"
+    if tuning.prompt.labels and tuning.prompt.start != "labels" and tuning.method in VIRTUAL:
         yield (
-            f"tuning.prompt.labels = {tuning.prompt.labels!r:.60}: is read with tuning.prompt.start = 'labels' and "
-            "a method of virtual tokens only; none would do"
+            f"tuning.prompt.labels = {tuning.prompt.labels!r:.60}: is read with tuning.prompt.start = 'labels' only; "
+            "none would do"
         )
+
+
+def _ranks_above(model: TransformerConfig, tuning: TuningConfig) -> Iterator[str]:
+    for update in updates(model, tuning):
+        limit = min(update.inputs, update.outputs)
+        if update.rank > limit:
+            i = _exception(tuning, update.module)
+            field = "tuning.lora.rank" if i is None else f"tuning.lora.ranks.{i}.rank"
+            most, first = limit, ""
+            if tuning.method == "adalora":
+                most, first = int(limit / tuning.adaptive.start), " at first"
+            yield (
+                f"{field} = {update.final_rank}: the update of {update.module} has rank {update.rank}{first}, above "
+                f"its {update.inputs} inputs and {update.outputs} outputs; at most {most} would do"
+            )
 
 
 def _odd(config: RunConfig) -> Iterator[str]:
@@ -269,8 +295,19 @@ def _patterns(tuning: TuningConfig, model: TransformerConfig) -> Iterator[str]:
             name: leaf for name, leaf in modules.items() if any(matches(PRESETS.get(t, t), name) for t in lora.targets)
         }
         wanted += [(f"tuning.lora.ranks.{i}.targets", other.targets, chosen) for i, other in enumerate(lora.ranks)]
+        yield from _never_read(tuning, chosen)
     for field, pattern, among in wanted:
         yield from _matches_nothing(field, pattern, among)
+
+
+def _never_read(tuning: TuningConfig, modules: Mapping[str, Param]) -> Iterator[str]:
+    read = {_exception(tuning, module) for module in modules}
+    for i, other in enumerate(tuning.lora.ranks):
+        if i not in read and any(matches(other.targets, module) for module in modules):
+            yield (
+                f"tuning.lora.ranks.{i}.targets = {other.targets!r}: all that it matches is of one before it, and the "
+                "first counts; put it before that"
+            )
 
 
 def _matches_nothing(field: str, pattern: str, names: Mapping[str, Param]) -> Iterator[str]:

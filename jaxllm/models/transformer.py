@@ -330,8 +330,9 @@ def _final_norm(model: Transformer, prefix: str, params: Tree, x_BTD: jax.Array)
 
 
 def cast_for_use(params: Tree, dtype: Any) -> Tree:
-    """Matrices in `dtype` and vectors (norms, biases) as they are: the form in which generation holds weights."""
-    return map_with_path(lambda path, x: x if path.endswith(("scale", "bias")) else x.astype(dtype), params)
+    """Matrices in `dtype` and vectors (norms, biases, gates) as they are: how generation holds weights."""
+    vectors = ("scale", "bias", "/lora_gain", "/gate")
+    return map_with_path(lambda path, x: x if path.endswith(vectors) else x.astype(dtype), params)
 
 
 def per_layer(stacked: Tree) -> tuple[Tree, ...]:

@@ -12,7 +12,7 @@ from jaxllm.common.trees import Tree, flatten, nest
 from jaxllm.config import PromptConfig, RunConfig, UserError
 from jaxllm.data.loader import Loader
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.models.adapters import block_size, frozen_table, kept_as, trained_table
+from jaxllm.models.adapters import VIRTUAL, block_size, frozen_table, kept_as, trained_table
 from jaxllm.peft.start import starts
 from jaxllm.quantization.blocks import Quantized, quantized
 from jaxllm.sharding.zero import optimizer_specs, parameter_specs
@@ -66,7 +66,7 @@ def begin(config: RunConfig, mesh: Mesh, loader: Loader) -> Beginning:
         return Beginning(initial_state(config, mesh), {}, None)
     base, origin = load_base(config, mesh, None, functools.partial(kept, config))
     tokens: list[list[int]] = []
-    if config.tuning.method in ("prompt", "prefix", "hybrid"):
+    if config.tuning.method in VIRTUAL:
         tokens = prompt_tokens(config.tuning.prompt, loader.corpus.tokenizer, _counts(loader), config.seed)
     trained = trained_table(config)
     given = {path: x for path, x in base.items() if path in trained} | starts(config, base, tokens)

@@ -299,8 +299,8 @@ class _Loop:
         elif self.is_written("final_loss"):
             self.report.say(f"this run has already reached its last step, {step}; --name starts another")
         else:
-            held_out = self.evaluate(is_last=True)
             self.forgetting.measure(self.params, "after", self.processes.is_first)
+            held_out = self.evaluate(is_last=True)  # after it: what is written here says that all is done
         self.checkpoints.wait()
         if step not in self.checkpoints.agreed_steps():
             self.save(held_out)

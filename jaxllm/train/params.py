@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.common.paths import user_path
 from jaxllm.common.trees import Tree, flatten
 from jaxllm.config import RunConfig, UserError, differences
-from jaxllm.models.adapters import frozen_table, trained_table
+from jaxllm.models.adapters import VIRTUAL, frozen_table, trained_table
 from jaxllm.models.table import parameter_table
 from jaxllm.peft.merge import folded, folded_leaf
 from jaxllm.sharding.zero import parameter_specs
@@ -28,7 +28,8 @@ Step = int | Literal["best"] | None
 """A checkpoint: of that step, the one with the lowest held-out loss, or the latest."""
 
 FREE = {"dropout", "first_dropout", "max_positions", "router_loss", "init_std"}
-"""Fields of a model that may be others than those of its base: they change no parameter's shape or meaning."""
+"""Fields of a model that may be others than those of its base: they change no parameter's shape or meaning, unless
+positions are learned."""
 
 
 class Origin(NamedTuple):
@@ -185,10 +186,11 @@ def check_base(config: RunConfig, base: RunConfig) -> None:
     Raises:
         UserError: the model of a run is not of the shape of its base.
     """
-    if base.tuning.method in ("prompt", "prefix", "hybrid"):
+    if base.tuning.method in VIRTUAL:
         raise UserError(f"base = '{config.base}': has virtual tokens or gates, which cannot be a part of a base")
+    free = FREE - {"max_positions"} if base.model.positions == "learned" else FREE
     changed = differences(base.model, config.model)
-    if wrong := [line for line in changed if line.split(":")[0].split(".")[0] not in FREE]:
+    if wrong := [line for line in changed if line.split(":")[0].split(".")[0] not in free]:
         raise UserError(
             f"base = '{config.base}': its model is another one than that of the run: {', '.join(wrong)}; "
             "--base on the command line brings its model with it"

@@ -1,5 +1,6 @@
 """Records of each format as conversations, and what is wrong with those that are none."""
 
+import datetime
 import json
 
 import pytest
@@ -92,6 +93,17 @@ def test_all_that_is_said_is_its_text_and_an_assistant_that_says_nothing_has_non
     assert said(read({"messages": ASKED})) == "one\ntwo"
     assert said(read({"messages": call})) == 'one\n{"name": "f", "arguments": {"x": "ü"}}'
     assert said(read({"prompt": "one", "completion": ""})) == ""
+    empty = {"role": "assistant", "content": [{"type": "text", "text": ""}]}
+    assert said(read({"messages": [*ASKED[:1], empty]})) == ""
+    assert said(read({"messages": [*ASKED[:1], {**empty, "content": [{"type": "image"}]}]})) != ""
+
+
+def test_texts_may_be_bytes_as_tfds_gives_them():
+    messages = [{key: value.encode() for key, value in turn.items()} for turn in turns("one", "zwölf")]
+    tools = json.dumps([{"name": "f"}]).encode()
+    assert read({"messages": messages, "tools": tools}) == Chat(turns("one", "zwölf"), [{"name": "f"}])
+    said_by = [{"from": b"human", "value": b"one"}, {"from": b"gpt", "value": b"two"}]
+    assert read({"conversations": said_by}) == Chat(ASKED, None)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,25 @@ def test_all_that_is_said_is_its_text_and_an_assistant_that_says_nothing_has_non
             "message 2: expected a call with the name of a function, got {'arguments': {}}",
         ),
         ("auto", {"messages": turns("one", "t\ud800")}, "not valid UTF-8"),
+        ("auto", {"messages": [{"role": "user", "content": b"\xff"}, ASKED[1]]}, "not valid UTF-8 (at 0: invalid st"),
+        ("auto", {"messages": ASKED, "tools": '["\\ud800"]'}, "not valid UTF-8"),
+        ("auto", {"messages": ASKED, "tools": ["get_weather"]}, "field 'tools': expected a list of objects, got ['g"),
+        (
+            "auto",
+            {"messages": [{**ASKED[0], "at": datetime.date(2026, 1, 2)}, ASKED[1]]},
+            "field 'messages': expected what JSON can say, got date datetime.date(2026, 1, 2)",
+        ),
+        (
+            "auto",
+            {"messages": [{**ASKED[0], "tool_calls": [{"name": "f"}]}, ASKED[1]]},
+            "message 1 is the user's and has 'tool_calls'; only the assistant's may have them",
+        ),
+        (
+            "auto",
+            {"messages": [ASKED[0], {**ASKED[1], "function_call": {"name": "f"}}]},
+            "message 2 has a 'function_call', which is OpenAI's old form; 'tool_calls' would do",
+        ),
+        ("auto", {"conversations": [{"from": ["human"], "value": "a"}]}, "message 1 is from ['human']; one of system,"),
         ("auto", {"prompt": "a", "completion": 5}, "field 'completion': expected text, got int 5"),
         (
             "auto",

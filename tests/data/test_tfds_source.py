@@ -38,6 +38,45 @@ def test_a_target_field_makes_pairs(prepared, cache):
         opened(cache, "stdlib_corpus", target_field="body")
 
 
+class SmallChats(tfds.core.GeneratorBasedBuilder):
+    """Two conversations, each in two formats."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        text = tfds.features.Text()
+        features = {
+            "messages": tfds.features.Sequence({"role": text, "content": text}),
+            "conversations": tfds.features.Sequence({"from": text, "value": text}),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(2):
+            yield (
+                number,
+                {
+                    "messages": [
+                        {"role": "user", "content": "one"},
+                        {"role": "assistant", "content": f"zwölf {number}"},
+                    ],
+                    "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                },
+            )
+
+
+def test_conversations_are_read_whose_texts_are_bytes(tmp_path, cache, monkeypatch):
+    with quiet():
+        SmallChats(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    source = opened(cache, "small_chats", format="messages")
+    assert {source[i].text for i in range(2)} == {"one\nzwölf 0", "one\nzwölf 1"}
+    assert opened(cache, "small_chats", format="sharegpt")[1].text == "a\nb"
+
+
 def test_part_of_a_split_can_be_taken(prepared, cache):
     source = opened(cache, "stdlib_corpus", split="train[2:4]")
     assert [source[i].text for i in range(len(source))] == ["text 2\n", "text 3\n"]

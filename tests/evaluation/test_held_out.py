@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxllm.config import DataConfig, SourceConfig, UserError
-from jaxllm.evaluation.held_out import held_out_rows
+from jaxllm.evaluation.held_out import held_out_rows, trained_rows
 
 
 @pytest.fixture
@@ -30,6 +30,13 @@ def test_rows_are_the_held_out_questions_and_their_answers(data):
     assert first.prompt == ({"role": "system", "content": "Add."}, {"role": "user", "content": f"{number} and 1?"})
     assert first.references == (str(number + 1),)
     assert first.name == f"sums.jsonl:{number + 1}"
+
+
+def test_the_rows_that_are_trained_on_are_all_the_others(data):
+    held_out, trained = ({row.name for row in rows(data)} for rows in (held_out_rows, trained_rows))
+    assert not held_out & trained
+    assert len(held_out) + len(trained) == 60
+    assert not any(row.task == "t2" for row in trained_rows(data))
 
 
 def test_a_recipe_that_holds_out_no_conversation_is_told(data, tmp_path):

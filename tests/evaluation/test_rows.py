@@ -70,6 +70,11 @@ def test_rows_are_read_from_parquet(tmp_path):
             '{"prompt": "a", "answer": "B", "choices": ["b", "c"]}',
             r"choices \(b, c\) or its place from 0 to 1, got 'B'",
         ),
+        ('{"prompt": "a", "answer": "b", "tools": [{}]}', r"x\.jsonl:2: has 'tools', which are not shown to the model"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}]}',
+            r"x\.jsonl:2, field 'messages', message 2: has 'tool_calls', and only texts are asked",
+        ),
         ('{"prompt": "a", "answer": true, "choices": ["b", "c"]}', r"or its place from 0 to 1, got True"),
         ('{"prompt": "a", "answer": 0, "choices": ["b", ""]}', r"x\.jsonl:2, field 'choices': text 2 is empty"),
         ('{"prompt": "a", "answer": 0, "choices": "bc"}', r"field 'choices': expected a list of texts, got 'bc'"),

@@ -43,7 +43,20 @@ def ranks(*others, **fields):
         (run(lora(targets=())), "tuning.lora.targets is empty"),
         (
             run(lora(rank=17, targets=("attention/key",))),
-            "the update of layers/attention/key has rank 17, above its 32 inputs and 16 outputs",
+            "tuning.lora.rank = 17: the update of layers/attention/key has rank 17, above its 32 inputs and 16 outputs",
+        ),
+        (
+            run(TuningConfig(method="adalora", lora=LoraConfig(rank=11, targets=("attention/key",)))),
+            "tuning.lora.rank = 11: the update of layers/attention/key has rank 17 at first, above its 32 inputs and "
+            "16 outputs; at most 10 would do",
+        ),
+        (
+            run(ranks({"targets": "query", "rank": 40}, targets=("query_value",))),
+            "tuning.lora.ranks.0.rank = 40: the update of layers/attention/query has rank 40",
+        ),
+        (
+            run(ranks({"targets": "mlp/", "rank": 4}, {"targets": "mlp/down", "rank": 2})),
+            "tuning.lora.ranks.1.targets = 'mlp/down': all that it matches is of one before it",
         ),
         (run(ranks({"targets": "key", "rank": 0})), "tuning.lora.ranks.0: rank = 0 and alpha = None must be above 0"),
         (run(ranks({"rank": 4})), "tuning.lora.ranks.0.targets is empty"),
@@ -63,7 +76,21 @@ def ranks(*others, **fields):
         ),
         (
             run(TuningConfig(method="prompt", lora=LoraConfig(dropout=0.1))),
-            "tuning.lora.dropout = 0.1: tuning.method =",
+            "tuning.lora.dropout = 0.1: tuning.method = 'prompt' does not read it; 0.0 would do, or tuning.method = "
+            "'lora' or 'adalora' or 'hybrid'",
+        ),
+        (
+            run(TuningConfig(lora=LoraConfig(rank=64))),
+            "tuning.lora.rank = 64: tuning.method = 'full' does not read it; 8 would do",
+        ),
+        (
+            run(TuningConfig(method="lora", adaptive=AdaptiveConfig(start=2.0))),
+            "tuning.adaptive.start = 2.0: tuning.method = 'lora' does not read it; 1.5 would do, or tuning.method = "
+            "'adalora'",
+        ),
+        (
+            run(TuningConfig(method="prompt", prompt=PromptConfig(length=2, start="labels", labels=("a", "b", "c")))),
+            "tuning.prompt.labels has 3, more than tuning.prompt.length = 2; that many would do",
         ),
         (
             run(TuningConfig(method="prompt", prompt=PromptConfig(labels=("a",)))),
@@ -91,9 +118,9 @@ def test_what_is_wrong_is_told(config, mistake):
 
 
 def test_ranks_and_alphas_of_their_own_are_of_the_first_exception_that_matches():
-    others = ({"targets": "mlp/", "rank": 4, "alpha": 2.0}, {"targets": "mlp/down", "rank": 2})
+    others = ({"targets": "mlp/down", "rank": 2}, {"targets": "mlp/", "rank": 4, "alpha": 2.0})
     config = run(ranks(*others, targets=("attention/query$", "mlp"), rank=8))
     assert list(tuning_mistakes(config)) == []
     found = {update.module: (update.rank, update.scale) for update in updates(MODEL, config.tuning)}
-    of_mlp = {f"layers/mlp/{name}": (4, 0.5) for name in ("gate", "up", "down")}
+    of_mlp = {"layers/mlp/gate": (4, 0.5), "layers/mlp/up": (4, 0.5), "layers/mlp/down": (2, 8.0)}
     assert found == {"layers/attention/query": (8, 2.0), **of_mlp}

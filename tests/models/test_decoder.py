@@ -247,9 +247,14 @@ def test_bfloat16_activations_stay_near_float32_and_logits_are_float32(config):
     assert np.linalg.norm(x.astype(jnp.float32) - exact) < 0.05 * np.linalg.norm(exact)
 
 
-def test_weights_for_generation_are_cast_but_for_norms_and_biases():
-    for path, leaf in flatten(cast_for_use(parameters(LEARNED), jnp.bfloat16)).items():
-        assert leaf.dtype == (jnp.float32 if path.endswith(("scale", "bias")) else jnp.bfloat16), path
+def test_weights_for_generation_are_cast_but_for_norms_biases_and_what_scales_outputs():
+    params = parameters(LEARNED)
+    attention = {**params["layers"]["attention"], "gate": jnp.ones((2, 4))}
+    attention["query"] = {**attention["query"], "lora_gain": jnp.ones((2, 4, 8)), "lora_a": jnp.ones((2, 32, 2))}
+    params = {**params, "layers": {**params["layers"], "attention": attention}}
+    kept = ("scale", "bias", "attention/gate", "lora_gain")
+    for path, leaf in flatten(cast_for_use(params, jnp.bfloat16)).items():
+        assert leaf.dtype == (jnp.float32 if path.endswith(kept) else jnp.bfloat16), path
 
 
 def test_every_group_passes_through_at_use_just_before_it_is_used():

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.cli.train import Options, pretrain
+from jaxllm.cli.train import Options, _sample, pretrain
+from jaxllm.common.processes import ALONE
 from jaxllm.common.trees import nest
 from jaxllm.config import EvalConfig, MixtureConfig, ObjectiveConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data.chat_template import load_chat_template
@@ -19,6 +22,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.objectives.token_loss import token_loss
+from jaxllm.train.evaluate import Evaluator
 from jaxllm.train.loop import open_loader
 from jaxllm.train.run_folder import saved_tokenizer
 from jaxllm.train.tasks import Forgetting, read_tasks, tasks_table
@@ -98,6 +102,35 @@ def test_a_run_that_goes_on_keeps_what_was_before(chats, trained, tmp_path):
     after = read_tasks(folder)
     assert {line["task"]: line["before"] for line in after} == before
     assert [line["after"] for line in after] != [line["after"] for line in read_tasks(trained)]
+
+
+def test_a_signal_while_they_are_measured_at_last_loses_nothing(chats, trained, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    longer = replace(chats, output=str(folder), train=replace(chats.train, steps=14))
+    measure = Evaluator.tasks
+
+    def stopped(evaluator, params):
+        signal.raise_signal(signal.SIGTERM)
+        return measure(evaluator, params)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "tasks", stopped)
+        assert pretrain(longer, Options(allow_change=True)).signal == signal.SIGTERM
+    earlier = read_tasks(trained)
+    assert read_tasks(folder) == earlier
+    assert pretrain(longer).step == 14
+    assert [line["after"] for line in read_tasks(folder)] != [line["after"] for line in earlier]
+
+
+def test_samples_that_a_device_has_no_room_for_are_left_out(chats, monkeypatch):
+    def too_large(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    said = []
+    monkeypatch.setattr("jaxllm.cli.train._show_samples", too_large)
+    _sample(chats, {}, corpus=None, report=SimpleNamespace(say=said.append), processes=ALONE)
+    assert said == ["no samples of eval.prompts: one device has no room for the whole model; all else is done"]
 
 
 @pytest.mark.parametrize(("tasks", "names"), [(True, ["one"]), (False, ["one", "two"])])

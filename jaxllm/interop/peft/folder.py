@@ -13,7 +13,7 @@ from jaxllm.config import RunConfig, TransformerConfig, TuningConfig, UserError
 from jaxllm.interop.families import Family
 from jaxllm.interop.huggingface import PICKLES, read_tensor, stored_tensors, write_safetensors
 from jaxllm.interop.peft.low_rank import Norms, read_low_rank, write_low_rank
-from jaxllm.interop.peft.settings import LOW_RANK, check
+from jaxllm.interop.peft.settings import LOW_RANK_TYPES, check
 from jaxllm.interop.peft.virtual import read_virtual, write_virtual
 from jaxllm.interop.published import Tensor
 from jaxllm.interop.settings import Settings
@@ -47,7 +47,7 @@ def read_peft(
     settings = Settings(read_json(path, dict), f"'{path}'")
     check(settings)
     tensors = _tensors(folder)
-    if settings["peft_type"] in LOW_RANK:
+    if settings["peft_type"] in LOW_RANK_TYPES:
         return read_low_rank(settings, tensors, family, model, norms)
     return read_virtual(settings, tensors, model)
 

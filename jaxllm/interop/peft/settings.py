@@ -8,7 +8,7 @@ from jaxllm.config import UserError
 from jaxllm.interop.peft.modules import is_meant
 from jaxllm.interop.settings import Settings
 
-LOW_RANK, VIRTUAL = ("LORA", "ADALORA"), ("PROMPT_TUNING", "PREFIX_TUNING")
+LOW_RANK_TYPES, VIRTUAL_TYPES = ("LORA", "ADALORA"), ("PROMPT_TUNING", "PREFIX_TUNING")
 """Kinds of adapters that are read."""
 
 READ = {
@@ -38,8 +38,8 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: a kind that is not known, or a setting without a meaning here.
     """
-    if settings["peft_type"] not in (*LOW_RANK, *VIRTUAL):
-        raise settings.refuse("peft_type", f"one of {', '.join((*LOW_RANK, *VIRTUAL))} would do")
+    if settings["peft_type"] not in (*LOW_RANK_TYPES, *VIRTUAL_TYPES):
+        raise settings.refuse("peft_type", f"one of {', '.join((*LOW_RANK_TYPES, *VIRTUAL_TYPES))} would do")
     settings.require(bias="none")
     if settings.get("modules_to_save"):
         raise settings.refuse("modules_to_save", "parameters of the base that were trained too are not supported")
