@@ -64,11 +64,11 @@ def run(argv: list[str]) -> int:
         config, options = load_run_with(
             argv, "jaxllm train", Options(), devices, lambda options: waits(*options.others)
         )
-        outcome = pretrain(config, options, processes)
+        outcome = train_run(config, options, processes)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def pretrain(config: RunConfig, options: Options = Options(), processes: Processes = ALONE) -> "Outcome":
+def train_run(config: RunConfig, options: Options = Options(), processes: Processes = ALONE) -> "Outcome":
     """Starts the run of `config`, or goes on with it where its folder has a checkpoint.
 
     Args:

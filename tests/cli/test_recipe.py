@@ -21,6 +21,8 @@ DEVICES |= {"gpt2_124m": 8, "llama_1b": 8, "llama2_7b": 64, "llama3_8b": 128}
 DEVICES |= {"scale_llama2_70b": 512, "scale_decoder_16b": 256, "scale_llama3_70b": 256}
 """The smallest machine that each recipe's docstring names."""
 
+TUNING = [path for kind in ("sft", "lora", "prompt") for path in sorted((ROOT / "configs" / kind).glob("*.py"))]
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -60,6 +62,17 @@ def test_every_recipe_says_command_hardware_cost_and_result(name):
     assert f"jaxllm train {RECIPES[name].relative_to(ROOT)}" in text
     for word in ("Hardware:", "Cost:", "Result"):
         assert word in text
+
+
+@pytest.mark.parametrize("path", TUNING, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_of_tuning_loads_fits_its_machine_and_says_command_and_result(path, here):
+    config = load(str(path))
+    assert config.base is not None
+    assert problems(config, {"llama2_7b": 8, "llama3_70b": 64}.get(path.stem, 1)) == []
+    text = path.read_text().split('"""')[1]
+    command = "python tools/forgetting.py" if path.stem == "forgetting" else f"jaxllm train {path.relative_to(ROOT)}"
+    assert command in text
+    assert "Result" in text
 
 
 def test_options_override_fields_of_every_type():

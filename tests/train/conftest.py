@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxllm.cli.train import pretrain
+from jaxllm.cli.train import train_run
 from jaxllm.common.trees import flatten
 from jaxllm.config import (
     CheckpointConfig,
@@ -70,7 +70,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 def uninterrupted(recipe: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the recipe's run, trained in one go. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    assert pretrain(replace(recipe, output=str(folder))).step == 12
+    assert train_run(replace(recipe, output=str(folder))).step == 12
     return folder
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.cli.train import Options, _sample, pretrain
+from jaxllm.cli.train import Options, _sample, train_run
 from jaxllm.common.processes import ALONE
 from jaxllm.common.trees import nest
 from jaxllm.config import EvalConfig, MixtureConfig, ObjectiveConfig, SourceConfig, TokenizerConfig, UserError
@@ -59,7 +59,7 @@ def chats(recipe, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(chats, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "chats"
-    assert pretrain(replace(chats, output=str(folder))).step == 12
+    assert train_run(replace(chats, output=str(folder))).step == 12
     return folder
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_keeps_what_was_before(chats, trained, tmp_path):
     shutil.copytree(trained, folder)
     before = {line["task"]: line["before"] for line in read_tasks(folder)}
     longer = replace(chats, output=str(folder), train=replace(chats.train, steps=14))
-    assert pretrain(longer, Options(allow_change=True)).step == 14
+    assert train_run(longer, Options(allow_change=True)).step == 14
     after = read_tasks(folder)
     assert {line["task"]: line["before"] for line in after} == before
     assert [line["after"] for line in after] != [line["after"] for line in read_tasks(trained)]
@@ -116,10 +116,10 @@ def test_a_signal_while_they_are_measured_at_last_loses_nothing(chats, trained, 
 
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "tasks", stopped)
-        assert pretrain(longer, Options(allow_change=True)).signal == signal.SIGTERM
+        assert train_run(longer, Options(allow_change=True)).signal == signal.SIGTERM
     earlier = read_tasks(trained)
     assert read_tasks(folder) == earlier
-    assert pretrain(longer).step == 14
+    assert train_run(longer).step == 14
     assert [line["after"] for line in read_tasks(folder)] != [line["after"] for line in earlier]
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.cli.train import pretrain
+from jaxllm.cli.train import train_run
 from jaxllm.common.trees import flatten
 from jaxllm.config import (
     LoraConfig,
@@ -46,7 +46,7 @@ def tuned(recipe, uninterrupted, tmp_path):
 def adapter(recipe, uninterrupted, tmp_path_factory):
     """The folder of one that has trained LoRA. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "adapter"
-    assert pretrain(configured(recipe, uninterrupted, folder, LORA)).step == 6
+    assert train_run(configured(recipe, uninterrupted, folder, LORA)).step == 6
     return folder
 
 
@@ -68,8 +68,8 @@ def test_an_adapter_is_saved_alone_and_opened_with_its_base(adapter, uninterrupt
 
 def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(adapter, tuned, at_step, tmp_path):
     at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
-    assert pretrain(tuned(LORA)).signal == signal.SIGTERM
-    pretrain(tuned(LORA))
+    assert train_run(tuned(LORA)).signal == signal.SIGTERM
+    train_run(tuned(LORA))
     one, other = (flatten(load_trained(folder)[1]) for folder in (adapter, tmp_path / "tuned"))
     for path, x in one.items():
         np.testing.assert_array_equal(other[path], x, err_msg=path)
@@ -77,7 +77,7 @@ def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(adapter, tuned, at_step
 
 def test_all_parameters_may_be_tuned_from_a_base(tuned, uninterrupted, tmp_path):
     config = tuned(TuningConfig())
-    pretrain(replace(config, optimizer=replace(config.optimizer, learning_rate=1e-12, weight_decay=0.0)))
+    train_run(replace(config, optimizer=replace(config.optimizer, learning_rate=1e-12, weight_decay=0.0)))
     base, whole = (flatten(load_run_params(f, ema=True)[1]) for f in (uninterrupted, tmp_path / "tuned"))
     for path, x in base.items():
         np.testing.assert_allclose(whole[path], x, atol=1e-9, err_msg=path)
@@ -95,7 +95,7 @@ def test_all_parameters_may_be_tuned_from_a_base(tuned, uninterrupted, tmp_path)
 )
 def test_other_methods_run_too(tuned, tuning, tmp_path):
     config = tuned(tuning, mesh=MeshConfig(data=8))
-    assert pretrain(config).step == 6
+    assert train_run(config).step == 6
     assert set(flatten(load_trained(tmp_path / "tuned")[1])) == set(trained_table(config))
     assert np.isfinite(held_out(tmp_path / "tuned")).all()
 
@@ -107,7 +107,7 @@ def test_a_base_that_has_changed_is_refused(adapter, tuned, tmp_path):
         load_run_params(folder)
     config = tuned(LORA)
     with pytest.raises(UserError, match="is not what this run began with"):
-        pretrain(replace(config, train=replace(config.train, steps=7)), _allowing())
+        train_run(replace(config, train=replace(config.train, steps=7)), _allowing())
 
 
 def test_an_adapter_upon_another_begins_with_it_cut_and_knows_it_by_what_was_trained(adapter, tuned, tmp_path):
@@ -137,13 +137,13 @@ def _allowing():
 def test_a_base_of_another_shape_or_none_at_all_is_told(tuned, recipe, tmp_path):
     config = tuned(LORA)
     with pytest.raises(UserError, match=r"its model is another one than that of the run: ffn: 32 -> 48"):
-        pretrain(replace(config, model=replace(recipe.model, ffn=48)))
+        train_run(replace(config, model=replace(recipe.model, ffn=48)))
     with pytest.raises(UserError, match="is not a run folder"):
-        pretrain(replace(config, base=str(tmp_path / "nothing")))
+        train_run(replace(config, base=str(tmp_path / "nothing")))
     assert not (tmp_path / "tuned" / "checkpoints").exists()
 
 
 def test_blocks_of_quantised_numbers_are_not_cut(tuned):
     config = tuned(replace(LORA, base_dtype="int8"), mesh=MeshConfig(data=1, fsdp=8))
     with pytest.raises(UserError, match=r"the mesh cuts the last axis of .* which hold no whole blocks of 16"):
-        pretrain(config)
+        train_run(config)
