@@ -168,6 +168,9 @@ def conversation_cases() -> Iterator[Case]:
     good = "".join(f'{{"prompt": "def {i}", "completion": "class", "task": "a"}}\n' for i in range(40))
     yield "conversations that are none", chats(good + '{"prompt": "def"}\n{"messages": [{"role": "asistant"}]}\n{')
     yield "conversation without an answer", chats('{"messages": [{"role": "user", "content": "def"}]}\n')
+    said = '{"messages": [{"role": "user", "content": "def"}, {"role": "assistant", "content": "a"}], '
+    yield "tools that are no objects", chats(said + '"tools": ["get_weather"]}\n')
+    yield "calls of an old form", chats(said.replace('"a"}', '"a", "function_call": {"name": "f"}}') + '"id": 1}\n')
     yield "conversations without a template", chats(good, "--tokenizer.chat-template", "None")
     yield "chat template that is missing", chats(good, "--tokenizer.chat-template", "none.jinja")
     yield "chat template whose tokens the tokenizer lacks", chats(good, "--tokenizer.chat-template", "chatml")

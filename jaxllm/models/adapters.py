@@ -34,6 +34,12 @@ VIRTUAL = ("prompt", "prefix", "hybrid")
 TAKES_PLACES = ("prompt", "prefix")
 """Those whose virtual tokens take places of every text."""
 
+LEARNED_KEYS = {
+    "prefix": ("layers/attention/prefix_key", "layers/attention/prefix_value"),
+    "hybrid": ("layers/attention/gated_key", "layers/attention/gated_value"),
+}
+"""Paths of learned keys and values, by the methods that have them."""
+
 READS = {"lora": LOW_RANK, "adaptive": ("adalora",), "prompt": VIRTUAL}
 """Which methods read a group of settings."""
 
@@ -117,12 +123,10 @@ def adapter_table(model: TransformerConfig, tuning: TuningConfig) -> dict[str, P
     length = tuning.prompt.length
     if tuning.method == "prompt":
         table["prompt/tokens"] = Param((length, model.width), ("U", "D"), 1 / math.sqrt(12), law="uniform")
-    if tuning.method in ("prefix", "hybrid"):
+    if tuning.method in LEARNED_KEYS:
         sizes = model.layers, length, model.kv_heads, model.head_dim
-        kind = "prefix" if tuning.method == "prefix" else "gated"
-        for part in ("key", "value"):
-            leaf = Param(sizes, ("L", "U", "K", "H"), 1 / math.sqrt(12), law="uniform")
-            table[f"layers/attention/{kind}_{part}"] = leaf
+        leaf = Param(sizes, ("L", "U", "K", "H"), 1 / math.sqrt(12), law="uniform")
+        table |= dict.fromkeys(LEARNED_KEYS[tuning.method], leaf)
         if tuning.method == "hybrid":
             table["layers/attention/gate"] = Param((model.layers, model.heads), ("L", "N"), 0.0)
     return table

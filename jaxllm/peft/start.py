@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import Tree, nest
 from jaxllm.config import MeshConfig, RunConfig
-from jaxllm.models.adapters import updates
+from jaxllm.models.adapters import LEARNED_KEYS, updates
 from jaxllm.models.cache import empty_cache
 from jaxllm.models.transformer import Transformer, decode
 from jaxllm.peft.merge import magnitudes
@@ -34,10 +34,9 @@ def starts(config: RunConfig, base: Mapping[str, Any], tokens: Sequence[Sequence
             found[f"{update.module}/lora_magnitude"] = magnitudes(update.kernel, plain(base[path]))
     if tokens and config.tuning.method == "prompt":
         found["prompt/tokens"] = _means(base["embedding/tokens"], tokens)
-    if tokens and config.tuning.method in ("prefix", "hybrid"):
-        kind = "prefix" if config.tuning.method == "prefix" else "gated"
-        keys, values = _keys_and_values(config, nest(dict(base)), tokens)
-        found |= {f"layers/attention/{kind}_key": keys, f"layers/attention/{kind}_value": values}
+    if tokens and config.tuning.method in LEARNED_KEYS:
+        keys_and_values = _keys_and_values(config, nest(dict(base)), tokens)
+        found |= dict(zip(LEARNED_KEYS[config.tuning.method], keys_and_values, strict=True))
     return found
 
 
