@@ -119,7 +119,8 @@ def test_an_interruption_is_one_line_and_status_130(command, capsys):
 
 def test_a_real_interruption_ends_without_a_traceback():
     body = (
-        "import sys, time, jaxllm.cli.model as m\n"
+        "import signal, sys, time, jaxllm.cli.model as m\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "def run(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "m.run = run\n"
     )
