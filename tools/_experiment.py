@@ -6,12 +6,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxllm.config import DataConfig
+from jaxllm.evaluation.held_out import trained_rows
+from jaxllm.evaluation.metrics import TEXT_METRICS, Mean
+from jaxllm.evaluation.rows import Row
+
 ROOT = Path(__file__).parent.parent
 JAXLLM = Path(sys.executable).with_name("jaxllm")
+COMMONEST = "commonest answer"
+"""What the line of `commonest` is called."""
 
 
 def run(*words: str | Path) -> dict[str, float]:
@@ -48,6 +56,19 @@ def ask(model: Path, out: Path, metrics: Sequence[str], *rows: str | Path) -> di
     return json.loads(out.read_text())
 
 
+def commonest(data: DataConfig, asked: Sequence[Row], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What it is worth always to give the commonest answer of the training rows of each task; as `mean` of `ask`."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in trained_rows(data):
+        answers[row.task][row.references[0]] += 1
+    values: dict[str, dict[str, list[float]]] = {metric: defaultdict(list) for metric in metrics}
+    for row in asked:
+        ((answer, _),) = answers[row.task].most_common(1)
+        for metric, of_tasks in values.items():
+            of_tasks[row.task].append(TEXT_METRICS[metric](answer, row.references[0]))
+    return {name: Mean.over([Mean.of(x) for x in of_tasks.values()])._asdict() for name, of_tasks in values.items()}
+
+
 class Results:
     """A file `results.json` of what was measured, by names; what is there is not measured again."""
 
@@ -72,7 +93,7 @@ class Results:
 
 
 def shown(shares: Sequence[dict[str, Any]]) -> str:
-    """The mean of runs in percent, plus or minus the deviation over runs; of one run, its standard error over tasks."""
+    """The mean of runs in percent, plus or minus the deviation over runs; of one run, its standard error over rows."""
     means = [100 * share["mean"] for share in shares]
     if len(means) == 1 and shares[0]["stderr"] is None:
         return f"{means[0]:.1f}"

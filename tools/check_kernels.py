@@ -87,11 +87,11 @@ def plain(args: Any, mask: Any, is_causal: bool, window: int | None) -> jax.Arra
     q, k, v = args
     T = q.shape[1]
     k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
-    distance = jnp.arange(T)[:, None] - jnp.arange(T)
-    seen = (distance >= 0) | (not is_causal)
+    behind = jnp.arange(T)[:, None] - jnp.arange(T)
+    seen = (behind >= 0) | (not is_causal)
     if "prefix_BT" in mask:
         seen = seen | mask["prefix_BT"][:, None, None]
-    seen = seen & (distance < (window or T))
+    seen = seen & (behind < (window or T))
     seen = seen & (mask["segments_BT"][:, None, :, None] == mask["segments_BT"][:, None, None, :])
     scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / np.sqrt(q.shape[-1])
     return jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores, where=seen, axis=-1), v)

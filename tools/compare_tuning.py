@@ -21,16 +21,17 @@ import json
 import math
 import os
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _experiment import ROOT, Results, ask, shown, train
+from _experiment import COMMONEST, ROOT, Results, ask, commonest, shown, train
 
 from configs.sft.smollm2_multitask import BASE, DATA, UNSEEN
 from jaxllm.cli.recipe import load_run
-from jaxllm.evaluation.held_out import held_out_rows, trained_rows
-from jaxllm.evaluation.metrics import TEXT_METRICS, Mean
+from jaxllm.evaluation.held_out import held_out_rows
+from jaxllm.evaluation.metrics import Mean
 from jaxllm.evaluation.rows import Row, chosen_rows
 from jaxllm.models.adapters import trained_table
 
@@ -42,7 +43,6 @@ RECIPES = {
     "hybrid": "configs/lora/smollm2_multitask_hybrid.py",
 }
 METRICS = {"seen": ("exact", "f1"), "unseen": ("recall",)}
-CONSTANT = "commonest answer"
 SHORT = 25
 """Characters of a short answer, on average over a task."""
 FEWEST = 3
@@ -82,29 +82,19 @@ def recall(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"recall": Mean.over([Mean.over(answers) for answers in of_tasks.values()])._asdict()}
 
 
-def constant(rows: list[Row], limit: int) -> dict[str, dict[str, Any]]:
-    """What the commonest answer of each task is worth."""
-    commonest: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in trained_rows(DATA):
-        commonest[row.task][row.references[0]] += 1
-    values: dict[str, dict[str, list[float]]] = {metric: defaultdict(list) for metric in METRICS["seen"]}
-    for row in chosen_rows(rows, short_tasks(rows), limit):
-        ((answer, _),) = commonest[row.task].most_common(1)
-        for metric, of_tasks in values.items():
-            of_tasks[row.task].append(TEXT_METRICS[metric](answer, row.references[0]))
-    seen = {metric: Mean.over([Mean.of(x) for x in of_tasks.values()])._asdict() for metric, of_tasks in values.items()}
-    choices = [len({row.references[0] for row in rows if row.task == task}) for task in UNSEEN]
-    chance = Mean(statistics.mean(1 / n for n in choices), 0.0, len(choices))
-    return {"seen": seen, "unseen": {"recall": chance._asdict()}}
+def chance(rows: list[Row]) -> dict[str, Any]:
+    """What any one answer to all is worth on the tasks that are not trained."""
+    answers = [len({row.references[0] for row in rows if row.task == task}) for task in UNSEEN]
+    return {"recall": Mean(statistics.mean(1 / n for n in answers), 0.0, len(answers))._asdict()}
 
 
-def trained_parameters(method: str) -> int:
-    """How many a recipe trains."""
-    table = trained_table(load_run([str(ROOT / RECIPES[method])], "compare_tuning"))
+def trained_parameters(method: str, overrides: Sequence[str]) -> int:
+    """How many a recipe trains, with these options."""
+    table = trained_table(load_run([str(ROOT / RECIPES[method]), *overrides], "compare_tuning"))
     return sum(math.prod(leaf.shape) for leaf in table.values())
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, dict[str, Any]], overrides: Sequence[str]) -> str:
     """A line for each method; the base costs nothing."""
     shown_metrics = [(kind, name) for kind, names in METRICS.items() for name in names]
     heads = "".join(f"{kind + ' ' + name:>15}" for kind, name in shown_metrics)
@@ -117,7 +107,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         shares = (shown([r[kind][name] for r in runs]) for kind, name in shown_metrics)
         line = f"{method:18}{len(runs):6}" + "".join(f"{share:>15}" for share in shares)
         if method in RECIPES:
-            line += f"{trained_parameters(method):13,}"
+            line += f"{trained_parameters(method, overrides):13,}"
             costs = [r["cost"] for r in runs if r["cost"]["seconds"] is not None]
             if costs:
                 line += f"{statistics.mean(c['seconds'] for c in costs) / 60:9.1f}"
@@ -141,9 +131,10 @@ def main() -> None:
     rows = held_out_rows(DATA)
     choices = folder / "unseen.jsonl"
     write_choices(choices, rows, 2 * options.limit)
-    if not results.has(CONSTANT, "seen"):
-        for kind, found in constant(rows, options.limit).items():
-            results.add(CONSTANT, kind, found)
+    if not results.has(COMMONEST, "seen"):
+        short = chosen_rows(rows, short_tasks(rows), options.limit)
+        results.add(COMMONEST, "seen", commonest(DATA, short, METRICS["seen"]))
+    results.add(COMMONEST, "unseen", chance(rows))
     models = {"base": (ROOT / BASE, None, 0)}
     models |= {f"{m} {seed}": (folder / f"{m}-{seed}", m, seed) for seed in options.seeds for m in options.methods}
     for name, (own, method, seed) in models.items():
@@ -157,7 +148,7 @@ def main() -> None:
         if not results.has(name, "unseen"):
             found = ask(own, out.with_name(f"{out.name}-unseen.json"), ["acc"], choices)
             results.add(name, "unseen", recall(found["tasks"]))
-        print(table(results.all), flush=True)
+        print(table(results.all, overrides), flush=True)
 
 
 if __name__ == "__main__":

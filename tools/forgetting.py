@@ -2,30 +2,33 @@
 
     tools/fetch_pretrained && python tools/forgetting.py runs/forgetting
 
-Tunes all parameters for topics (`configs/sft/forgetting.py`), then goes on from there with titles: alone, with a fifth
-of rehearsal, and alone by LoRA. Each model is asked for held-out topics (share of right answers) and titles (ROUGE-L),
-in percent. The same command goes on where it was stopped.
+Tunes all parameters to label texts (`configs/sft/forgetting.py`), then goes on from there with titles: alone, with a
+fifth of rehearsal, and alone by LoRA. Each model is asked for held-out labels (share of right answers) and titles
+(ROUGE-L), in percent; standard errors are over rows, of which several are of one record. The line "commonest answer"
+always gives that of the training rows of a task. The same command goes on where it was stopped.
 """
 
 import argparse
 import os
 from pathlib import Path
 
-from _experiment import ROOT, Results, ask, shown, train
+from _experiment import COMMONEST, ROOT, Results, ask, commonest, shown, train
 
-from configs.sft.forgetting import TITLES, TOPICS
+from configs.sft import forgetting
 from configs.sft.smollm2_multitask import BASE
+from jaxllm.evaluation.held_out import held_out_rows
+from jaxllm.evaluation.rows import chosen_rows
 
 RECIPE = "configs/sft/forgetting.py"
 LORA = ("--tuning.method", "lora", "--tuning.lora.rank", "8", "--optimizer.learning-rate", "1e-3")
 ALONE = ("--data.sources.0.weight", "0")
 RUNS = {
-    "topics": ("--data.sources.1.weight", "0"),
+    "labels": ("--data.sources.1.weight", "0"),
     "then titles": ALONE,
     "then titles with rehearsal": (),
     "then titles by LoRA": (*ALONE, *LORA),
 }
-ASKED = {"topics": ("exact", TOPICS), "titles": ("rougeL", TITLES)}
+ASKED = {"labels": ("exact", forgetting.LABELS), "titles": ("rougeL", forgetting.TITLES)}
 
 
 def main() -> None:
@@ -36,20 +39,24 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     os.chdir(ROOT)
-    results = Results(folder, seed=options.seed, limit=options.limit)
+    results, data = Results(folder, seed=options.seed, limit=options.limit), forgetting.recipe().data
+    for kind, (metric, tasks) in ASKED.items():
+        if not results.has(COMMONEST, kind):
+            asked = chosen_rows(held_out_rows(data), tasks, options.limit)
+            results.add(COMMONEST, kind, commonest(data, asked, [metric])[metric])
     for name, overrides in {"base": None, **RUNS}.items():
         own = ROOT / BASE if overrides is None else folder / name.replace(" ", "_")
         if overrides is not None and not results.has(name, "cost"):
-            begin = () if name == "topics" else ("--base", folder / "topics")
+            begin = () if name == "labels" else ("--base", folder / "labels")
             results.add(name, "cost", train(own, RECIPE, "--seed", str(options.seed), *begin, *overrides))
         for kind, (metric, tasks) in ASKED.items():
             if not results.has(name, kind):
                 out = folder / f"{name.replace(' ', '_')}-{kind}.json"
-                asked = ("--held-out", RECIPE, "--limit", str(options.limit), "--tasks", *tasks)
-                results.add(name, kind, ask(own, out, [metric], *asked)["mean"][metric])
-    print(f"{'':28}{'topics':>14}{'titles':>14}")
+                words = ("--held-out", RECIPE, "--limit", str(options.limit), "--tasks", *tasks)
+                results.add(name, kind, ask(own, out, [metric], *words)["mean"][metric])
+    print(f"{'':28}{'labels':>14}{'titles':>14}")
     for name, of_run in results.all.items():
-        print(f"{name:28}{shown([of_run['topics']]):>14}{shown([of_run['titles']]):>14}")
+        print(f"{name:28}{shown([of_run['labels']]):>14}{shown([of_run['titles']]):>14}")
 
 
 if __name__ == "__main__":

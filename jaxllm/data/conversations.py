@@ -26,8 +26,8 @@ KEYS = {
 }
 """The fields by which a format is told, and which it must have."""
 
-OTHERS = ("system", "tools", "input")
-"""Fields that are read where they are there."""
+OTHERS = {"messages": (), "sharegpt": ("system",), "prompt_completion": (), "alpaca": ("system", "input")}
+"""Fields that a format reads where they are there, besides `tools`."""
 
 
 def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) -> Chat:
@@ -44,12 +44,13 @@ def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) ->
     kind = _format(fields, where) if source.format == "auto" else source.format
     if missing := [key for key in KEYS[kind] if key not in fields]:
         raise BadRow(f"{where}: no field '{missing[0]}'; it has {', '.join(fields)}; set data.sources.N.format")
-    fields = {key: _plain(fields[key], f"{where}, field '{key}'") for key in (*KEYS[kind], *OTHERS) if key in fields}
+    read = (*KEYS[kind], *OTHERS[kind], "tools")
+    fields = {key: _plain(fields[key], f"{where}, field '{key}'") for key in read if key in fields}
     messages = _READ[kind](fields, where)
     if source.system is not None and not any(message.get("role") in ("system", "developer") for message in messages):
         messages = [{"role": "system", "content": source.system}, *messages]
     at = f"{where}, field 'tools'"
-    tools = _objects(_parsed(fields.get("tools") or [], at, list), at)
+    tools = _objects(_parsed(fields.get("tools") or None, at, list) or [], at)
     return Chat(_checked(messages, where), [_without_none(tool) for tool in tools] or None)
 
 
@@ -172,7 +173,7 @@ def _call(call: Mapping[str, Any], at: str) -> dict[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRow(f"{at}: expected a call with the name of a function, got {call!r:.60}")
-    arguments = _parsed(function.get("arguments") or {}, f"{at}: the arguments of '{function['name']}'", dict)
+    arguments = _parsed(function.get("arguments") or None, f"{at}: the arguments of '{function['name']}'", dict) or {}
     outer = {"type": "function"} | ({k: v for k, v in call.items() if v is not None} if "function" in call else {})
     return outer | {"function": {**_without_none(function), "arguments": arguments}}
 

@@ -24,7 +24,7 @@ def held_out_rows(data: DataConfig, progress: bool = False) -> list[Row]:
 
 
 def trained_rows(data: DataConfig) -> list[Row]:
-    """The same of those that are trained on. Raises as `held_out_rows`, but that there may be none."""
+    """Such rows of the conversations that are trained on; there may be none. Raises as `held_out_rows` otherwise."""
     return _rows(data, False, False)
 
 

@@ -109,7 +109,7 @@ def _row(read: Record) -> Row:
     )
     if asked is None:
         raise UserError(f"{where}: no 'prompt' (nor {_or(PROMPTS[1:])}); it has {', '.join(record)}")
-    if record.get("tools"):
+    if record.get("tools") not in (None, [], "", "[]", "null"):
         raise UserError(f"{where}: has 'tools', which are not shown to the model; leave the row out")
     prompt = record[asked]
     if isinstance(prompt, list):

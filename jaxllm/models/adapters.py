@@ -232,8 +232,10 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
         )
     labels, length = len(tuning.prompt.labels), tuning.prompt.length
     if tuning.method in VIRTUAL and tuning.prompt.start == "labels" and not 0 < labels <= length:
-        wrong = f"has {labels}, more than tuning.prompt.length = {length}; that many would do" if labels else "is empty"
-        yield f"tuning.prompt.labels {wrong}: tuning.prompt.start = 'labels' begins with them"
+        wrong = "is empty: tuning.prompt.start = 'labels' begins with them"
+        if labels:
+            wrong = f"has {labels} texts, above tuning.prompt.length = {length}; a length of {labels} would do"
+        yield f"tuning.prompt.labels {wrong}"
     if tuning.method == "adalora" and config.train.ema_decay is not None:
         yield (
             f"train.ema_decay = {config.train.ema_decay}: the average of ranks that come and go has all of them; None "
@@ -270,12 +272,13 @@ def _ranks_above(model: TransformerConfig, tuning: TuningConfig) -> Iterator[str
         if update.rank > limit:
             i = _exception(tuning, update.module)
             field = "tuning.lora.rank" if i is None else f"tuning.lora.ranks.{i}.rank"
-            most, first = limit, ""
-            if tuning.method == "adalora":
-                most, first = int(limit / tuning.adaptive.start), " at first"
+            grown = tuning.adaptive.start if tuning.method == "adalora" else 1
+            most = max(r for r in range(limit + 1) if math.ceil(r * grown) <= limit)
+            remedy = f"at most {most} would do" if most else f"at most {limit} for tuning.adaptive.start would do"
             yield (
-                f"{field} = {update.final_rank}: the update of {update.module} has rank {update.rank}{first}, above "
-                f"its {update.inputs} inputs and {update.outputs} outputs; at most {most} would do"
+                f"{field} = {update.final_rank}: the update of {update.module} has rank {update.rank}"
+                f"{' at first' if tuning.method == 'adalora' else ''}, above its {update.inputs} inputs and "
+                f"{update.outputs} outputs; {remedy}"
             )
 
 
@@ -305,12 +308,13 @@ def _patterns(tuning: TuningConfig, model: TransformerConfig) -> Iterator[str]:
 
 
 def _never_read(tuning: TuningConfig, modules: Mapping[str, Param]) -> Iterator[str]:
-    read = {_exception(tuning, module) for module in modules}
     for i, other in enumerate(tuning.lora.ranks):
-        if i not in read and any(matches(other.targets, module) for module in modules):
+        own = {_exception(tuning, module) for module in modules if matches(other.targets, module)}
+        if own and i not in own:
+            earlier = " and ".join(f"tuning.lora.ranks.{j}" for j in sorted(j for j in own if j is not None))
             yield (
-                f"tuning.lora.ranks.{i}.targets = {other.targets!r}: all that it matches is of one before it, and the "
-                "first counts; put it before that"
+                f"tuning.lora.ranks.{i}.targets = {other.targets!r}: {earlier} matches all of it, and the first "
+                "counts; leave one out, or put the narrower first"
             )
 
 

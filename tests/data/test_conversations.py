@@ -78,7 +78,13 @@ def test_json_in_texts_is_read_as_templates_expect_it():
     )
     assert chat.messages[1] == {"role": "assistant", "tool_calls": [{"id": "1", **CALL}, CALL]}
     assert chat.tools == tools
-    assert read({"messages": ASKED, "tools": []}).tools is None
+    for none in ([], None, "null", "[]", ""):
+        assert read({"messages": ASKED, "tools": none}).tools is None
+    for none in ({}, None, "null", "{}", ""):
+        assert read(
+            {"messages": [ASKED[0], {"role": "assistant", "tool_calls": [{**bare, "arguments": none}]}]}
+        ).messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
+    assert read({"messages": ASKED, "input": datetime.date(2026, 1, 2), "system": b"\xff"}).messages == ASKED
 
 
 def test_a_system_message_is_put_before_conversations_that_have_none():

@@ -56,7 +56,17 @@ def ranks(*others, **fields):
         ),
         (
             run(ranks({"targets": "mlp/", "rank": 4}, {"targets": "mlp/down", "rank": 2})),
-            "tuning.lora.ranks.1.targets = 'mlp/down': all that it matches is of one before it",
+            "tuning.lora.ranks.1.targets = 'mlp/down': tuning.lora.ranks.0 matches all of it, and the first counts",
+        ),
+        (
+            run(
+                TuningConfig(
+                    method="adalora",
+                    lora=LoraConfig(rank=1, targets=("attention/key",)),
+                    adaptive=AdaptiveConfig(start=20.0),
+                )
+            ),
+            "has rank 20 at first, above its 32 inputs and 16 outputs; at most 16 for tuning.adaptive.start would do",
         ),
         (run(ranks({"targets": "key", "rank": 0})), "tuning.lora.ranks.0: rank = 0 and alpha = None must be above 0"),
         (run(ranks({"rank": 4})), "tuning.lora.ranks.0.targets is empty"),
@@ -90,7 +100,7 @@ def ranks(*others, **fields):
         ),
         (
             run(TuningConfig(method="prompt", prompt=PromptConfig(length=2, start="labels", labels=("a", "b", "c")))),
-            "tuning.prompt.labels has 3, more than tuning.prompt.length = 2; that many would do",
+            "tuning.prompt.labels has 3 texts, above tuning.prompt.length = 2; a length of 3 would do",
         ),
         (
             run(TuningConfig(method="prompt", prompt=PromptConfig(labels=("a",)))),

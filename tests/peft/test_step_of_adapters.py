@@ -94,12 +94,10 @@ def trained(config, start, sizes, devices, steps=3):
     step, frozen = make_step(config, mesh), frozen_of(config, mesh)
     state = jax.tree.map(lambda x, as_cut: jax.device_put(x, as_cut.sharding), start, abstract_state(config, mesh))
     state = state._replace(params=moved(state.params))
-    losses, before = [], jax.tree.map(np.array, frozen)
+    losses = []
     for k in range(steps):
         state, metrics = step(state, place(batch(k), mesh), frozen)
         losses.append(float(metrics["loss"]))
-    for was, x in zip(jax.tree.leaves(before), jax.tree.leaves(frozen), strict=True):
-        assert np.asarray(x).tobytes() == was.tobytes()  # what is not trained keeps its bits
     return state, losses
 
 

@@ -43,7 +43,13 @@ def tuned(recipe, uninterrupted, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def adapter(recipe, uninterrupted, tmp_path_factory):
+def bits_of_base(uninterrupted):
+    """Every parameter of the base, before anything was tuned."""
+    return {path: np.asarray(x).tobytes() for path, x in flatten(load_run_params(uninterrupted)[1]).items()}
+
+
+@pytest.fixture(scope="module")
+def adapter(recipe, uninterrupted, bits_of_base, tmp_path_factory):
     """The folder of one that has trained LoRA. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "adapter"
     assert train_run(configured(recipe, uninterrupted, folder, LORA)).step == 6
@@ -54,11 +60,14 @@ def held_out(folder):
     return [line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line]
 
 
-def test_an_adapter_is_saved_alone_and_opened_with_its_base(adapter, uninterrupted):
+def test_an_adapter_is_saved_alone_and_opened_with_its_base_whose_bits_are_what_they_were(
+    bits_of_base, adapter, uninterrupted
+):
     config, trained, info = load_trained(adapter)
     assert set(flatten(trained)) == set(trained_table(config))
     assert (adapter / "tokenizer.model").read_bytes() == (uninterrupted / "tokenizer.model").read_bytes()
     base, whole = flatten(load_run_params(uninterrupted)[1]), flatten(load_run_params(adapter)[1])
+    assert {path: np.asarray(x).tobytes() for path, x in base.items()} == bits_of_base
     assert set(whole) == set(base)
     changed = {path for path, x in whole.items() if not np.array_equal(x, base[path])}
     assert changed == {f"layers/{part}/kernel" for part in PARTS}
