@@ -157,16 +157,15 @@ def _open_data(config: RunConfig, tokenizer: TokenizerConfig, processes: Process
 def _sample(config: RunConfig, params: "Tree", corpus: "Corpus", report: "Report", processes: Processes) -> None:
     """Continues the prompts of the run, or has them answered, in the first process, if its first device has room."""
     import jax
-    import jax.numpy as jnp
 
     from jaxllm.quantization.blocks import plain
     from jaxllm.sharding.placement import fetched
+    from jaxllm.train.step import compute_dtype
 
     if not config.eval.prompts or not config.eval.sample_tokens or config.model.architecture == "encoder":
         return
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16  # the generator's
     try:
-        whole = fetched(plain(params, dtype), keep=processes.is_first)
+        whole = fetched(plain(params, compute_dtype(config)), keep=processes.is_first)
         if whole is not None:
             _show_samples(config, whole, corpus, report)
     except jax.errors.JaxRuntimeError as error:

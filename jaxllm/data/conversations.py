@@ -209,10 +209,13 @@ def _plain(value: Any, where: str) -> Any:
     """
     if isinstance(value, str | bytes):
         return checked_text(value, where)
-    if isinstance(value, Mapping):
-        return {key: _plain(item, where) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, where) for item in value]
+    try:
+        if isinstance(value, Mapping):
+            return {key: _plain(item, where) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [_plain(item, where) for item in value]
+    except RecursionError:
+        raise BadRow(f"{where}: nested too deep to be read") from None
     if value is None or isinstance(value, bool | int | float):
         return value
     raise BadRow(f"{where}: expected what JSON can say, got {type(value).__name__} {value!r:.60}")

@@ -96,7 +96,7 @@ def updates(model: TransformerConfig, tuning: TuningConfig) -> list[Update]:
     wanted = [PRESETS.get(target, target) for target in lora.targets]
     for module, kernel in linear_modules(model).items():
         if any(matches(pattern, module) for pattern in wanted):
-            own = None if (i := _exception(tuning, module)) is None else lora.ranks[i]
+            own = None if (i := _own_rank(tuning, module)) is None else lora.ranks[i]
             rank = final = own.rank if own else lora.rank
             if tuning.method == "adalora":
                 rank = math.ceil(final * tuning.adaptive.start)
@@ -105,7 +105,7 @@ def updates(model: TransformerConfig, tuning: TuningConfig) -> list[Update]:
     return found
 
 
-def _exception(tuning: TuningConfig, module: str) -> int | None:
+def _own_rank(tuning: TuningConfig, module: str) -> int | None:
     """Which of `lora.ranks` a module has."""
     return next((i for i, other in enumerate(tuning.lora.ranks) if matches(other.targets, module)), None)
 
@@ -270,7 +270,7 @@ def _ranks_above(model: TransformerConfig, tuning: TuningConfig) -> Iterator[str
     for update in updates(model, tuning):
         limit = min(update.inputs, update.outputs)
         if update.rank > limit:
-            i = _exception(tuning, update.module)
+            i = _own_rank(tuning, update.module)
             field = "tuning.lora.rank" if i is None else f"tuning.lora.ranks.{i}.rank"
             grown = tuning.adaptive.start if tuning.method == "adalora" else 1
             most = max(r for r in range(limit + 1) if math.ceil(r * grown) <= limit)
@@ -309,7 +309,7 @@ def _patterns(tuning: TuningConfig, model: TransformerConfig) -> Iterator[str]:
 
 def _never_read(tuning: TuningConfig, modules: Mapping[str, Param]) -> Iterator[str]:
     for i, other in enumerate(tuning.lora.ranks):
-        own = {_exception(tuning, module) for module in modules if matches(other.targets, module)}
+        own = {_own_rank(tuning, module) for module in modules if matches(other.targets, module)}
         if own and i not in own:
             earlier = " and ".join(f"tuning.lora.ranks.{j}" for j in sorted(j for j in own if j is not None))
             yield (

@@ -19,6 +19,9 @@ def turns(*texts):
 
 
 ASKED = turns("one", "two")
+DEEP: dict = {}
+for _ in range(2000):
+    DEEP = {"of": [DEEP]}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 
@@ -156,6 +159,7 @@ def test_texts_may_be_bytes_as_tfds_gives_them():
         ("auto", {"messages": turns("one", "t\ud800")}, "not valid UTF-8"),
         ("auto", {"messages": [{"role": "user", "content": b"\xff"}, ASKED[1]]}, "not valid UTF-8 (at 0: invalid st"),
         ("auto", {"messages": ASKED, "tools": '["\\ud800"]'}, "not valid UTF-8"),
+        ("auto", {"messages": [{**ASKED[0], "of": DEEP}, ASKED[1]]}, "field 'messages': nested too deep to be read"),
         ("auto", {"messages": ASKED, "tools": ["get_weather"]}, "field 'tools': expected a list of objects, got ['g"),
         (
             "auto",
