@@ -1,4 +1,4 @@
-"""Which documents are held out: by a hash of what each is known by, and the same for all that belong together."""
+"""Which documents are held out: by a hash of what each is known by, a share of each task, and groups as a whole."""
 
 import difflib
 import hashlib
@@ -75,26 +75,34 @@ def own_share(document: Document) -> float:
     return share_of(document.text if document.named_by_place else document.name)
 
 
-def are_held_out(fraction: float, share: np.ndarray, whole: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def are_held_out(
+    fraction: float, share: np.ndarray, whole: np.ndarray, pairs: np.ndarray, task: np.ndarray
+) -> np.ndarray:
     """Which documents are, bool [documents]: all or none of those that a chain of pairs connects.
+
+    Where none of them has a task, they are if their number is below the fraction. The others are taken in the order of
+    their numbers, if that brings the tasks nearer to the fraction of each.
 
     Args:
         fraction: of them.
         share: the number of each in [0, 1), float64.
         whole: those that are held out in any case, bool.
         pairs: of documents that belong together, int [pairs, 2].
+        task: of each, int; -1 for none.
 
     Raises:
         UserError: one side would be empty.
     """
-    share, whole = _together(share, whole, pairs)
+    group, share, whole = _together(share, whole, pairs)
     if whole.all():
         raise UserError(
             "the tasks in data.sources.N.held_out_tasks, and what belongs together with them, are all that there is: "
             "leave something to train on"
         )
-    chosen = (share < fraction) | whole
+    of_a_task = np.bincount(group, task >= 0)[group] > 0
+    chosen = whole | ((share < fraction) & ~of_a_task)
     if fraction > 0:
+        chosen |= _of_tasks(fraction, share, chosen, group, task)
         if (share == share[0]).all():
             raise UserError(
                 "the data is one document, or one group of them, of which none can be held out; set "
@@ -107,8 +115,29 @@ def are_held_out(fraction: float, share: np.ndarray, whole: np.ndarray, pairs: n
     return chosen
 
 
-def _together(share: np.ndarray, whole: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What decides for each document, where it is the same for all that belong together.
+def _of_tasks(
+    fraction: float, share: np.ndarray, already: np.ndarray, group: np.ndarray, task: np.ndarray
+) -> np.ndarray:
+    """Which documents are held out beside those that are already, so that of each task some fraction is."""
+    named = np.flatnonzero(task >= 0)
+    wanted = (fraction * np.bincount(task[named])).tolist()
+    there = np.bincount(task[named], already[named]).tolist()
+    ones = np.ones(len(named), np.int64)
+    counts = coo_array((ones, (group[named], task[named])), shape=(len(share), len(wanted))).tocsr()
+    chosen = np.zeros(len(share), bool)
+    order = named[np.argsort(share[named], kind="stable")]
+    for g in dict.fromkeys(group[order[~already[order]]].tolist()):
+        own = slice(counts.indptr[g], counts.indptr[g + 1])
+        rows = list(zip(counts.indices[own].tolist(), counts.data[own].tolist(), strict=True))
+        if sum(abs(wanted[t] - there[t] - n) - abs(wanted[t] - there[t]) for t, n in rows) < 0:
+            chosen[g] = True
+            for t, n in rows:
+                there[t] += n
+    return chosen[group]
+
+
+def _together(share: np.ndarray, whole: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The group of each document, int, and what decides for it, where it is the same for all that belong together.
 
     That is the number that all have, or else one that is made of the least.
     """
@@ -121,4 +150,4 @@ def _together(share: np.ndarray, whole: np.ndarray, pairs: np.ndarray) -> tuple[
     np.maximum.at(most, group, share)
     for g in np.flatnonzero(least < most).tolist():
         least[g] = share_of(str(least[g]))
-    return least[group], any_whole[group]
+    return group, least[group], any_whole[group]

@@ -70,7 +70,7 @@ def recipe() -> RunConfig:
     source = SourceConfig(kind="jsonl", path={path!r}, format="auto", task_field="task")
     return RunConfig(
         name="chats",
-        data=DataConfig(sources=(source,), sequence_length=40, validation_fraction=0.3),
+        data=DataConfig(sources=(source,), sequence_length=48, validation_fraction=0.3),
         tokenizer=TokenizerConfig(vocab_size=300, chat_template="plain"),
         objective=ObjectiveConfig(kind="sft"),
     )
@@ -122,10 +122,10 @@ def test_rows_are_shown_with_brackets_around_what_is_trained(chats, capsys):
 
 
 def test_a_row_that_was_cut_says_so_and_a_split_that_is_empty_too(chats, capsys):
-    assert run(["show", str(chats), "--skip-bad", "--task", "long", "--split", "held_out"]) == 0
-    assert re.search(r"-- rows\.jsonl:41, tokens 1 to 41 of \d+, cut\n", capsys.readouterr().out)
-    with pytest.raises(UserError, match="--split train: there is no such row of the task 'long'"):
-        run(["show", str(chats), "--skip-bad", "--task", "long"])
+    assert run(["show", str(chats), "--skip-bad", "--task", "long"]) == 0
+    assert re.search(r"-- rows\.jsonl:41, tokens 1 to 49 of \d+, cut\n", capsys.readouterr().out)
+    with pytest.raises(UserError, match="--split held_out: there is no such row of the task 'long'"):
+        run(["show", str(chats), "--skip-bad", "--task", "long", "--split", "held_out"])
 
 
 def test_on_a_terminal_what_is_trained_is_in_colour(chats, capsys, monkeypatch):

@@ -70,12 +70,46 @@ def test_one_group_alone_cannot_be_split():
     with pytest.raises(UserError, match="or one group of them, of which none can be held out"):
         sides([row("one", group="a"), row("two", group="a")])
     with pytest.raises(UserError, match="are all that there is: leave something to train on"):
-        are_held_out(0.5, np.array([0.1, 0.2]), np.array([True, False]), np.array([[0, 1]]))
+        are_held_out(0.5, np.array([0.1, 0.2]), np.array([True, False]), np.array([[0, 1]]), np.array([-1, -1]))
 
 
 def test_the_share_of_connected_documents_is_that_of_all():
-    share, none = np.random.default_rng(0).random(30_000), np.zeros(30_000, bool)
+    share, none, no_task = np.random.default_rng(0).random(30_000), np.zeros(30_000, bool), np.full(30_000, -1)
     pairs = np.arange(30_000).reshape(-1, 3)
     connected = np.concatenate([pairs[:, :2], pairs[:, 1:]])
-    assert abs(are_held_out(0.2, share, none, connected).mean() - 0.2) < 0.015
-    assert (are_held_out(0.2, share, none, NOTHING) == (share < 0.2)).all()
+    assert abs(are_held_out(0.2, share, none, connected, no_task).mean() - 0.2) < 0.015
+    assert (are_held_out(0.2, share, none, NOTHING, no_task) == (share < 0.2)).all()
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_of_each_task_the_fraction_is_held_out_as_near_as_whole_groups_allow(size):
+    tasks = {"many": 600, "some": 60, "few": 30}
+    rows = [row(f"{t} {i}", group=f"{t} {i // size}", task=t) for t, count in tasks.items() for i in range(count)]
+    found = survey([Memory(rows)], Split(0.2))
+    for t, (_, name) in enumerate(found.tasks):
+        assert abs(found.held_out[found.task == t].sum() - 0.2 * tasks[name]) <= size / 2
+    assert one_each(sides(rows, fraction=0.2))
+
+
+def test_tasks_that_share_their_groups_are_held_out_together():
+    rows = [row(f"{t} {i}", group=str(i // 9), task=t) for t in "abc" for i in range(90)]
+    rows += [row(f"no task {i}", group=str(i)) for i in range(10)] + [row("alone", task="d")]
+    found = survey([Memory(rows)], Split(0.1))
+    assert np.bincount(found.task, found.held_out).tolist() == [9, 9, 9, 1, 0]
+    assert one_each(sides(rows, fraction=0.1))
+
+
+def test_what_is_held_out_with_a_whole_task_counts_for_the_others():
+    rows = [row(f"a {i}", group=str(i), task="a") for i in range(100)] + [
+        row(f"b {i}", group=str(i), task="b") for i in range(30)
+    ]
+    found = survey([Memory(rows)], Split(0.2, [("b",)]))
+    assert found.held_out[:100].tolist() == [True] * 30 + [False] * 70
+
+
+def test_a_new_row_of_a_task_moves_no_more_than_one_other():
+    rows = [row(f"text {i}", task="a") for i in range(200)]
+    before = survey([Memory(rows)], Split(0.1)).held_out
+    for i in range(200, 230):
+        after = survey([Memory([*rows, row(f"text {i}", task="a")])], Split(0.1)).held_out[:200]
+        assert (before != after).sum() <= 1
