@@ -5,8 +5,9 @@
 
 One step is forward, backward, clipping by the global norm and AdamW of LoRA with rank 8 on all linear maps of the
 blocks, or on queries and values, of a model of SmolLM2-135M's shape (random weights) and 4 rows of 256 tokens, or
-`--rows`; a turn is a step. `--targets full` trains all parameters instead. SFTTrainer runs as it is, its data loading
-included, but without the gradient checkpointing that it turns on by itself, which saves memory and costs time.
+`--rows`; a turn is a step. `--targets full` trains all parameters instead. SFTTrainer runs as it is, but without the
+gradient checkpointing that it turns on by itself, which saves memory and costs time; it takes the rows of a step before
+the clock starts.
 bfloat16 is autocast in PyTorch and `train.compute_dtype` here, in both over float32 weights. Devices and peak memory
 are as in `bench_train.py`.
 """
@@ -165,6 +166,7 @@ def serve_trainer(way_back: Any, targets: str, dtype: str, rows: int) -> None:
     import tempfile
 
     import datasets
+    import torch
     import transformers
     import trl
 
@@ -181,6 +183,8 @@ def serve_trainer(way_back: Any, targets: str, dtype: str, rows: int) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step > WARMUP:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 turn = {"seconds": time.perf_counter() - self.began, "loss": 0.0, "peak_mib": peak_mib()}
                 print(json.dumps(turn), file=way_back)
 

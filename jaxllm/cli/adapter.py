@@ -220,16 +220,15 @@ def _merge(command: Merge, out: Path) -> None:
     check_is_foldable(folder, saved_config(folder))
     config, trained, info = load_trained(folder, command.step, command.ema)
     base = load_own_base(folder, config)
-    if command.dtype != "auto":
-        base = jax.tree.map(lambda x: x.astype("float32"), base)
-    params = folded(config, trained, base)
-    if command.dtype == "bfloat16":
-        params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    types = jax.tree.map(lambda x: x.dtype if command.dtype == "auto" else command.dtype, base)
+    params = jax.tree.map(lambda x, dtype: x.astype(dtype), folded(config, trained, base), types)
     made = _write_model(out, config, params, folder)
     print(f"merged the adapter of '{folder}' at step {info.step} into its base: {made}")
 
 
 def _unmerge(command: Unmerge, out: Path) -> None:
+    import jax
+
     from jaxllm.peft.merge import unfolded
     from jaxllm.train.params import check_base, load_run_params, load_trained
 
@@ -237,9 +236,10 @@ def _unmerge(command: Unmerge, out: Path) -> None:
     check_is_adapter(folder, saved_config(folder))
     check_is_removable(folder, saved_config(folder))
     config, trained, info = load_trained(folder, command.step, command.ema)
-    own, params, _ = load_run_params(source)
+    own, merged, _ = load_run_params(source)
     check_base(replace(config, base=str(source)), own)
-    made = _write_model(out, own, unfolded(config, trained, params), source)
+    params = jax.tree.map(lambda x, was: x.astype(was.dtype), unfolded(config, trained, merged), merged)
+    made = _write_model(out, own, params, source)
     print(f"took the adapter of '{folder}' at step {info.step} out of '{source}': {made}")
 
 

@@ -157,7 +157,7 @@ def _of_rows(command: Command, dtype: str | None) -> tuple[dict[str, Any], "Task
     there = _rows(command)
     rows = chosen_rows(there, command.tasks, command.limit)
     jobs = jobs_of(rows, command.metrics)
-    examples = Examples(there, command.few_shot or 0, command.seed)
+    examples = Examples(there, rows, command.few_shot or 0, command.seed)
     model = open_model(command.model, command.step, ema=command.ema, chat=command.chat, dtype=dtype)
     prompts = Prompts(model, command.system, examples)
     stop = command.stop or ((BETWEEN,) if command.few_shot and model.template is None else ())
@@ -186,9 +186,18 @@ def _rows(command: Command) -> "list[Row]":
 
         return read_rows(command.files)
     from jaxllm.cli.recipe import load_run
-    from jaxllm.evaluation.held_out import held_out_rows
+    from jaxllm.evaluation.held_out import accepted, held_out_rows
+    from jaxllm.evaluation.model import open_text
 
-    return held_out_rows(load_run([command.held_out], "jaxllm eval --held-out").data, progress=True)
+    data = load_run([command.held_out], "jaxllm eval --held-out").data
+    rows = held_out_rows(data, progress=True)
+    _, template = open_text(user_path(command.model), command.chat)
+    if template is None or not data.skip_bad:
+        return rows
+    left = accepted(rows, template)
+    if refused := len(rows) - len(left):
+        print(f"[{refused:,} held-out rows are left out: the model's chat template refuses them]", file=sys.stderr)
+    return left
 
 
 def _answer(command: Command, model: "Model", prompts: "Prompts", kept: "Kept", stop: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
     config, params, _ = load_run_params(folder, command.step, command.ema)
     arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     family, published = published_config(folder, config.model, command.family)
-    own = next(iter(arrays.values())).dtype.name
+    own = np.result_type(*(array.dtype for array in arrays.values())).name
     dtype = command.dtype if command.dtype != "auto" else "float16" if is_gguf else own
     files = hugging_face_files(files_beside(folder), published)
     tensors = list(exported(config.model, family, arrays, own if is_gguf else dtype))

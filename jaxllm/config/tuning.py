@@ -64,8 +64,8 @@ class PromptConfig:
     length: int = 20
     """How many."""
     start: Literal["vocabulary", "uniform", "labels"] = "vocabulary"
-    """They start as 5,000 commonest tokens of the training text drawn at random, as uniform numbers from -0.5 to 0.5,
-    or as the `labels` (2104.08691)."""
+    """They start as tokens drawn at random from the 5,000 commonest of the training text, as uniform numbers from -0.5
+    to 0.5, or as the `labels` (2104.08691)."""
     labels: tuple[str, ...] = ()
     """Texts that the first ones start as, each the mean of its tokens; what is left starts as common tokens."""
 

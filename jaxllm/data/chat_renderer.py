@@ -23,6 +23,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
@@ -128,10 +129,10 @@ def compiled(source: str, strict: bool) -> tuple[Environment, jinja2.Template]:
 
 
 def render(source: str, strict: bool, variables: dict[str, Any] | None) -> dict[str, Any]:
-    """`text` and `spans`, those of `{% generation %}`; without variables nothing, where the template compiles."""
+    """`text` and `spans`, those of `{% generation %}`; without variables the `names` of those that it may read."""
     environment, template = compiled(source, strict)
     if variables is None:
-        return {}
+        return {"names": sorted(meta.find_undeclared_variables(environment.parse(source)))}
     environment.written, environment.generated = 0, []
     blocks = []
     for block in template.generate(variables):

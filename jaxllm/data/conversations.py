@@ -92,10 +92,16 @@ def _prompt_completion(fields: Mapping[str, Any], where: str) -> list[dict[str, 
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = fields[key]
         if isinstance(value, list):
-            messages += _objects(value, f"{where}, field '{key}'")
+            turns = _objects(value, f"{where}, field '{key}'")
         else:
-            messages.append({"role": role, "content": checked_text(value, f"{where}, field '{key}'")})
+            turns = [{"role": role, "content": checked_text(value, f"{where}, field '{key}'")}]
+        messages += [_untrained(turn) for turn in turns] if key == "prompt" else turns
     return messages
+
+
+def _untrained(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of a prompt: what the assistant said there is no completion, unless the message says its weight."""
+    return {"weight": 0, **message} if message.get("role") == "assistant" else message
 
 
 def _alpaca(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
@@ -211,7 +217,7 @@ def _plain(value: Any, where: str) -> Any:
         return checked_text(value, where)
     try:
         if isinstance(value, Mapping):
-            return {key: _plain(item, where) for key, item in value.items()}
+            return {_plain(key, where): _plain(item, where) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [_plain(item, where) for item in value]
     except RecursionError:

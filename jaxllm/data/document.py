@@ -125,7 +125,7 @@ def _mark(record: Record, named: str | None, what: str) -> str | None:
     if named is None:
         return None
     mark = record.fields.get(named)
-    if isinstance(mark, bytes):
+    if isinstance(mark, str | bytes):
         mark = checked_text(mark, f"{record.where}, field '{named}'")
     if mark in (None, "") or not isinstance(mark, str | int):
         raise BadRow(f"{record.where}, field '{named}': expected {what}, got {mark!r:.60}")

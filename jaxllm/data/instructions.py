@@ -1,13 +1,14 @@
 """Sources of conversations: records of instruction data, and the functions of the standard library."""
 
 import json
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxllm.config import SourceConfig, UserError
 from jaxllm.data.cache import key_of
 from jaxllm.data.conversations import conversation, said
-from jaxllm.data.document import BadRow, Document, Records, marks_of
+from jaxllm.data.document import BadRow, Document, Record, Records, marks_of
 from jaxllm.data.rendering import Renderers
 
 CHUNK = 512
@@ -29,6 +30,7 @@ class Instructions:
             if template is not None
         }
         self._renderers = Renderers() if self._templates else None
+        self._reads: dict[str, list[str]] = {}
         self._held: tuple[int, list[Document | UserError]] = (-1, [])
         for key, template in self._templates.items():
             assert self._renderers is not None
@@ -38,6 +40,7 @@ class Instructions:
                     f"data.sources.N.{key} = {template!r:.80}: {answer['error'].rstrip('.')}; a Jinja template such as "
                     "'{{ question }}' would do"
                 )
+            self._reads[key] = answer["names"]
 
     def fingerprint(self) -> str:
         source = self._source
@@ -61,26 +64,34 @@ class Instructions:
         found: list[Any] = []
         for index in indices:
             try:
-                found.append(self._records[index])
+                found.append(self._with_variables(self._records[index]))
             except BadRow as error:
                 found.append(error)
-        good = [record for record in found if not isinstance(record, UserError)]
+        good = [each for each in found if not isinstance(each, UserError)]
         made: list[dict[str, str | BadRow]] = [{} for _ in good]
         for key, template in self._templates.items():
-            variables = [{k: v for k, v in record.fields.items() if isinstance(k, str)} for record in good]
-            for own, record, text in zip(made, good, self._render(key, template, variables), strict=True):
+            texts = self._render(key, template, [variables[key] for _, variables in good])
+            for own, (record, _), text in zip(made, good, texts, strict=True):
                 if isinstance(text, UserError):
                     there = f"; it has {', '.join(record.fields)}" if "undefined" in str(text) else ""
                     text = BadRow(f"{record.where}, {text}{there}")
                 own[key] = text
-        documents = iter([self._document(record, own) for record, own in zip(good, made, strict=True)])
+        documents = iter([self._document(record, own) for (record, _), own in zip(good, made, strict=True)])
         return [each if isinstance(each, UserError) else next(documents) for each in found]
 
-    def _document(self, record: Any, made: Mapping[str, str | BadRow]) -> Document | UserError:
+    def _with_variables(self, record: Record) -> tuple[Record, dict[str, dict[str, Any]]]:
+        """A record, and of its fields what each template reads."""
+        fields = record.fields
+        return record, {
+            key: {name: fields[name] for name in names if name in fields} for key, names in self._reads.items()
+        }
+
+    def _document(self, record: Record, made: Mapping[str, str | BadRow]) -> Document | UserError:
         try:
             if wrong := [value for value in made.values() if isinstance(value, BadRow)]:
                 raise wrong[0]
-            chat = conversation({**record.fields, **made}, self._source, record.where)
+            fields: Mapping[str, Any] = ChainMap(made, record.fields)  # type: ignore[arg-type]
+            chat = conversation(fields, self._source, record.where)
             task, group = marks_of(record, self._source.task_field, self._source.group_field)
         except BadRow as error:
             return error

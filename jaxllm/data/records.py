@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,59 @@ def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
     return part, index - (ends[part - 1] if part else 0)
 
 
+class ParquetRow(Mapping[str, Any]):
+    """The fields of a row, each made when it is asked for; a BadRow says which cannot be."""
+
+    def __init__(self, group: "RowGroup", row: int, where: str):
+        self._group, self._row, self._where = group, row, where
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._group.names:
+            raise KeyError(name)
+        try:
+            return self._group.column(name)[self._row].as_py()
+        except (ValueError, OverflowError) as error:  # times with nanoseconds or beyond the year 9999, broken UTF-8
+            raise BadRow(f"{self._where}, field '{name}': cannot be read: {error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._group.names)
+
+    def __len__(self) -> int:
+        return len(self._group.names)
+
+
+class RowGroup:
+    """Of a file of Parquet, whose columns are read when they are asked for."""
+
+    def __init__(self, file: Any, number: int, path: Path, names: Sequence[str]):
+        """`names` are the columns that there are for others."""
+        self.names = names
+        self._file, self._number, self._path = file, number, path
+        self._columns: dict[str, Any] = {}
+
+    def column(self, name: str) -> Any:
+        """
+        Raises:
+            UserError: it cannot be read.
+        """
+        import pyarrow
+
+        if name not in self._columns:
+            try:
+                self._columns[name] = self._file.read_row_group(self._number, [name])[name]
+            except (OSError, pyarrow.ArrowException) as error:
+                raise unreadable(self._path, error) from None
+        return self._columns[name]
+
+
 class ParquetFiles(Files):
     """Each row is the record `name:row`; one row group is held."""
 
     def __init__(self, files: Sequence[File], wanted: Mapping[str, str] | None = None):
         """`wanted` are the columns that are read, by the options that gave them; every file must have them."""
         super().__init__(files)
-        self._wanted = wanted
-        self._held: tuple[int, Any] = (-1, None)
+        self._wanted, self._columns = wanted, [*dict.fromkeys((wanted or {}).values())]
+        self._held: tuple[int, RowGroup | None] = (-1, None)
 
     @cached_property
     def _index(self) -> tuple[list[tuple[int, int, int]], list[int]]:
@@ -96,18 +141,6 @@ class ParquetFiles(Files):
             raise UserError(missing)
         return file
 
-    def _table(self, group: int) -> Any:
-        import pyarrow
-
-        if self._held[0] != group:
-            i, number, _ = self._index[0][group]
-            path, columns = self.files[i][1], None if self._wanted is None else [*self._wanted.values()]
-            try:
-                self._held = group, self._open(path).read_row_group(number, columns)
-            except (OSError, pyarrow.ArrowException) as error:
-                raise unreadable(path, error) from None
-        return self._held[1]
-
     def __len__(self) -> int:
         ends = self._index[1]
         return ends[-1] if ends else 0
@@ -115,11 +148,15 @@ class ParquetFiles(Files):
     def __getitem__(self, index: int) -> Record:
         groups, ends = self._index
         group, row = _locate(ends, index)
-        i, _, first = groups[group]
+        i, number, first = groups[group]
         name, path = self.files[i]
-        table = self._table(group)
-        fields = {column: table[column][row].as_py() for column in table.column_names}
-        return Record(f"{name}:{first + row}", f"{path}, row {first + row}", fields)
+        at, held = self._held
+        if held is None or at != group:
+            file = self._open(path)
+            held = RowGroup(file, number, path, file.schema_arrow.names if self._wanted is None else self._columns)
+            self._held = group, held
+        where = f"{path}, row {first + row}"
+        return Record(f"{name}:{first + row}", where, ParquetRow(held, row, where))
 
 
 class TextRecords:

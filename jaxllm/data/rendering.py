@@ -37,7 +37,7 @@ class Renderers:
     ) -> list[dict[str, Any]]:
         """What the template gives for each of `variables`: `text` and `spans`, or `error` and `line`.
 
-        Without variables nothing, where the template compiles. If `strict`, a name that is not there is an error.
+        Without variables the `names` of those that it may read. If `strict`, a name that is not there is an error.
 
         Raises:
             UserError: variables that JSON cannot hold.

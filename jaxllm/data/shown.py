@@ -46,8 +46,9 @@ def _place(row: RowPlace, start: int, count: int) -> tuple[str, str]:
     if first != stop:
         return f"{documents.name(int(first))} to {documents.name(int(stop))}", f"{count:,} tokens"
     begin, end = documents.starts[first : first + 2].tolist()
-    # What begins or ends a document is not of it, for some objectives.
-    if start - begin <= 1 and end - last <= 2:
+    # What begins or ends a document is not of it, for objectives other than conversations.
+    before, after = (0, 1) if documents.trained is not None else (1, 2)
+    if start - begin <= before and end - last <= after:
         return documents.name(int(first)), f"all of its {end - begin:,} tokens"
     part = f"tokens {start - begin + 1:,} to {last - begin + 1:,} of {end - begin:,}"
     return documents.name(int(first)), part + (", cut" if documents.trained is not None else "")

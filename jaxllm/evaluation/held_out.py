@@ -1,7 +1,10 @@
 """Conversations of a recipe as rows, by task: those that a run of it is not trained on, and the others."""
 
+from collections.abc import Sequence
+
 from jaxllm.config import DataConfig, UserError
 from jaxllm.data.cache import cache_root
+from jaxllm.data.chat_template import Asked, ChatTemplate
 from jaxllm.data.document import Chat
 from jaxllm.data.sources import open_source, task_name
 from jaxllm.data.split import Split
@@ -38,8 +41,16 @@ def _rows(data: DataConfig, held_out: bool, progress: bool) -> list[Row]:
         source, own = found.tasks[task]
         if is_held_out == held_out and document.chat is not None and (answer := _answer(document.chat)) is not None:
             name = task_name(data.sources[source]) if own is None else own
-            rows.append(Row(document.name, name, tuple(map(dict, document.chat.messages[:-1])), (answer,)))
+            asked = tuple({k: v for k, v in turn.items() if k != "weight"} for turn in document.chat.messages[:-1])
+            rows.append(Row(document.name, name, asked, (answer,)))
     return rows
+
+
+def accepted(rows: Sequence[Row], template: ChatTemplate) -> list[Row]:
+    """Those whose conversation a template does not refuse, as `data.skip_bad` leaves the others out of training."""
+    asked = [Asked(row.prompt, None, True) for row in rows if not isinstance(row.prompt, str)]
+    texts = iter(template.render_each(asked))
+    return [row for row in rows if isinstance(row.prompt, str) or not isinstance(next(texts), UserError)]
 
 
 def _answer(chat: Chat) -> str | None:

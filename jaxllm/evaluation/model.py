@@ -93,13 +93,8 @@ def open_model(
             there.
     """
     path = user_path(folder)
-    saved_config(path)  # what is no run folder at all is told first
-    tokenizer = load_tokenizer(pieces := saved_tokenizer(path))
-    template = None if chat is False else load_chat_template(path, tokenizer)
-    if chat and template is None:
-        raise UserError(
-            f"--chat: '{path}' has no chat template, neither chat_template.jinja nor one in its tokenizer's"
-        )
+    tokenizer, template = open_text(path, chat)
+    pieces = saved_tokenizer(path)
     config, params, info = load_run_params(path, step, ema)
     info.check_tokenizer(tokenizer.fingerprint, pieces)
     end = None if template is None else end_of_turn(template, tokenizer)
@@ -114,6 +109,18 @@ def open_model(
         ends=ends if end is None else ends | {end},
         dtype=dtype,
     )
+
+
+def open_text(folder: Path, chat: bool | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer of a model, and what renders conversations. Args and Raises as for `open_model`."""
+    saved_config(folder)  # what is no run folder at all is told first
+    tokenizer = load_tokenizer(saved_tokenizer(folder))
+    template = None if chat is False else load_chat_template(folder, tokenizer)
+    if chat and template is None:
+        raise UserError(
+            f"--chat: '{folder}' has no chat template, neither chat_template.jinja nor one in its tokenizer's"
+        )
+    return tokenizer, template
 
 
 def _fingerprint(folder: Path, step: int, config: RunConfig, rest: list[Any]) -> str:

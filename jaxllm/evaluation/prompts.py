@@ -110,5 +110,10 @@ def _only_text(row: Row) -> str:
     if isinstance(row.prompt, str):
         return row.prompt
     if len(row.prompt) == 1 and row.prompt[0]["role"] == "user":
-        return row.prompt[0]["content"]
+        content = row.prompt[0]["content"]
+        if isinstance(content, str):
+            return content
+        if all(isinstance(part.get("text"), str) for part in content):
+            return "".join(part["text"] for part in content)
+        raise UserError(f"{row.name}: parts of a message that are no text, and the model has no chat template")
     raise UserError(f"{row.name}: a conversation of {len(row.prompt)} messages, and the model has no chat template")

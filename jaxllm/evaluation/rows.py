@@ -76,10 +76,11 @@ def chosen_rows(rows: Sequence[Row], tasks: Sequence[str], limit: int | None) ->
 class Examples:
     """Solved examples that are put before a question: other rows of its task."""
 
-    def __init__(self, rows: Sequence[Row], count: int, seed: int):
+    def __init__(self, rows: Sequence[Row], asked: Sequence[Row], count: int, seed: int):
         """
         Args:
             rows: all that there are.
+            asked: those that are questions.
             count: before each question.
             seed: decides, with the name of the question, which.
 
@@ -90,9 +91,9 @@ class Examples:
         for row in rows:
             self._of_task.setdefault(row.task, []).append(row)
         self._count, self._seed = count, seed
-        for task, own in self._of_task.items():
-            if len(own) <= count:
-                raise UserError(f"--few-shot {count}: task '{task}' has {len(own)} rows, of which one is the question")
+        for task in dict.fromkeys(row.task for row in asked):
+            if (there := len(self._of_task[task])) <= count:
+                raise UserError(f"--few-shot {count}: task '{task}' has {there} rows, of which one is the question")
 
     def __call__(self, row: Row) -> list[Row]:
         """Those before this question."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
-from jaxllm.config import RunConfig, TransformerConfig, TuningConfig
+from jaxllm.config import PromptConfig, RunConfig, TransformerConfig, TuningConfig
 from jaxllm.models.table import Param, parameter_table
 
 PRESETS = {
@@ -225,17 +225,10 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
     yield from [] if patterns else _ranks_above(model, tuning)
     if tuning.base_dtype == "nf4" and (path := next(_odd(config), None)) is not None:
         yield f"tuning.base_dtype = 'nf4': two numbers are a byte, and the last axis of {path} is odd; 'int8' would do"
-    if (taken := virtual_tokens(tuning)) > config.data.sequence_length - 2:
-        yield (
-            f"tuning.prompt.length = {taken}: leaves no place for text in data.sequence_length = "
-            f"{config.data.sequence_length}; at most {config.data.sequence_length - 2} would do"
-        )
-    labels, length = len(tuning.prompt.labels), tuning.prompt.length
-    if tuning.method in VIRTUAL and tuning.prompt.start == "labels" and not 0 < labels <= length:
-        wrong = "is empty: tuning.prompt.start = 'labels' begins with them"
-        if labels:
-            wrong = f"has {labels} texts, above tuning.prompt.length = {length}; a length of {labels} would do"
-        yield f"tuning.prompt.labels {wrong}"
+    if tuning.method in VIRTUAL:
+        yield from _of_prompts(tuning.prompt, config.data.sequence_length)
+    if tuning.method == "hybrid" and tuning.lora.magnitudes:
+        yield "tuning.lora.magnitudes = True: what DoRA does to norms has no gate, as 'hybrid' needs; False would do"
     if tuning.method == "adalora" and config.train.ema_decay is not None:
         yield (
             f"train.ema_decay = {config.train.ema_decay}: the average of ranks that come and go has all of them; None "
@@ -245,6 +238,21 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
         yield (
             f"tuning.adaptive.warmup = {tuning.adaptive.warmup}, settled = {tuning.adaptive.settled}: together they "
             "must be below 1, so that there are steps in which ranks are taken"
+        )
+
+
+def _of_prompts(prompt: PromptConfig, sequence_length: int) -> Iterator[str]:
+    if prompt.length > sequence_length - 2:
+        yield (
+            f"tuning.prompt.length = {prompt.length}: leaves no place for text in data.sequence_length = "
+            f"{sequence_length}; at most {sequence_length - 2} would do"
+        )
+    if prompt.start == "labels" and not prompt.labels:
+        yield "tuning.prompt.labels is empty: tuning.prompt.start = 'labels' begins with them"
+    if prompt.start == "labels" and (labels := len(prompt.labels)) > prompt.length:
+        yield (
+            f"tuning.prompt.labels has {labels} texts, above tuning.prompt.length = {prompt.length}; a length of "
+            f"{labels} would do"
         )
 
 

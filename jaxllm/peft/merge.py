@@ -42,8 +42,9 @@ def scaled_updates(config: RunConfig, trained: Tree) -> Tree:
 
 
 def folded(config: RunConfig, trained: Tree, base: Tree) -> Tree:
-    """`base` with the low-rank updates of a run as a part of its kernels, in their types; `unfolded` is the inverse.
+    """`base` with the low-rank updates of a run as a part of its kernels, those in float32; `unfolded` is the inverse.
 
+    Rounded to the type of a base that is no wider than bfloat16, they would be another model than what was trained.
     What cannot be a part of a kernel stays a leaf of its own: virtual tokens, gated keys and values.
 
     Args:
@@ -59,11 +60,12 @@ def folded_leaf(config: RunConfig, path: str, trained: Tree, x: jax.Array) -> ja
     leaves = flatten(scaled_updates(config, trained))
     x = leaves.get(path, x)
     update = next((u for u in updates(config.model, config.tuning) if path == f"{u.module}/kernel"), None)
-    return x if update is None else _folded(update, x, _pop(update, leaves)).astype(x.dtype)
+    return x if update is None else _folded(update, x, _pop(update, leaves))
 
 
 def unfolded(config: RunConfig, trained: Tree, merged: Tree) -> Tree:
-    """The inverse of `folded` up to rounding, of a run that trained nothing but low-rank updates without DoRA's norms.
+    """The inverse of `folded` up to rounding, of a run that trained nothing but low-rank updates without DoRA's norms;
+    kernels that had updates in float32.
 
     Args:
         config: of the run.
@@ -87,7 +89,7 @@ def _with_kernels(
     own = flatten(params) | flatten(scaled_updates(config, trained))
     for update in updates(config.model, config.tuning):
         leaves, kernel = _pop(update, own), own[f"{update.module}/kernel"]
-        own[f"{update.module}/kernel"] = make(update, kernel, leaves).astype(kernel.dtype)
+        own[f"{update.module}/kernel"] = make(update, kernel, leaves)
     return nest(own)
 
 

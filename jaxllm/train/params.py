@@ -42,9 +42,10 @@ class Origin(NamedTuple):
 
 
 def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tuple[RunConfig, Tree, Info]:
-    """A run's configuration, its float32 parameters on the first device, and where it stood.
+    """A run's configuration, its parameters on the first device, and where it stood.
 
-    Of a run that has trained an adapter these are the base's, with the adapter in it.
+    What was trained is float32, what was imported of the type that it was imported in. Of a run that has trained an
+    adapter these are the base's, with the adapter in it: kernels with updates are float32.
 
     Args:
         run_folder: of the run.

@@ -70,8 +70,8 @@ def test_every_recipe_of_tuning_loads_fits_its_machine_and_says_command_and_resu
     assert config.base is not None
     assert problems(config, {"llama2_7b": 8, "llama3_70b": 64}.get(path.stem, 1)) == []
     text = path.read_text().split('"""')[1]
-    command = "python tools/forgetting.py" if path.stem == "forgetting" else f"jaxllm train {path.relative_to(ROOT)}"
-    assert command in text
+    tools = {"forgetting": "python tools/forgetting.py", "labels": "python tools/compare_prompts.py"}
+    assert tools.get(path.stem, f"jaxllm train {path.relative_to(ROOT)}") in text
     assert "Result" in text
 
 

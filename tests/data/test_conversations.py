@@ -33,7 +33,15 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         (
             "prompt_completion",
             {"prompt": turns("a", "b", "one"), "completion": ASKED[1:]},
-            turns("a", "b", "one", "two"),
+            [*turns("a"), {"role": "assistant", "content": "b", "weight": 0}, *turns("one"), ASKED[1]],
+        ),
+        (
+            "prompt_completion",
+            {
+                "prompt": [*turns("a"), {"role": "assistant", "content": "b", "weight": 1}],
+                "completion": turns("c", "d"),
+            },
+            [*turns("a"), {"role": "assistant", "content": "b", "weight": 1}, *turns("c", "d")],
         ),
         ("alpaca", {"instruction": "one", "input": "", "output": "two"}, ASKED),
         ("alpaca", {"instruction": "one", "output": "two"}, ASKED),
@@ -159,6 +167,7 @@ def test_texts_may_be_bytes_as_tfds_gives_them():
         ("auto", {"messages": turns("one", "t\ud800")}, "not valid UTF-8"),
         ("auto", {"messages": [{"role": "user", "content": b"\xff"}, ASKED[1]]}, "not valid UTF-8 (at 0: invalid st"),
         ("auto", {"messages": ASKED, "tools": '["\\ud800"]'}, "not valid UTF-8"),
+        ("auto", {"messages": [{**ASKED[0], "\ud800": 1}, ASKED[1]]}, "not valid UTF-8"),
         ("auto", {"messages": [{**ASKED[0], "of": DEEP}, ASKED[1]]}, "field 'messages': nested too deep to be read"),
         ("auto", {"messages": ASKED, "tools": ["get_weather"]}, "field 'tools': expected a list of objects, got ['g"),
         (

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxllm.config import SourceConfig, UserError
-from jaxllm.data.document import Document, Source
+from jaxllm.data.document import BadRow, Document, Source
 from jaxllm.data.files import PART, SUFFIXES, find_files
 from jaxllm.data.sources import open_source, parse_source
 
@@ -289,6 +289,20 @@ def test_a_parquet_value_that_is_not_text_is_named_and_null_is_empty(tmp_path):
         documents(opened("parquet", path))
     path = write_parquet(tmp_path / "b.parquet", {"text": ["a", None]})
     assert documents(opened("parquet", path)) == {"b.parquet:0": "a", "b.parquet:1": ""}
+
+
+def test_a_parquet_column_that_nobody_reads_may_hold_what_cannot_be_read(tmp_path):
+    far = pa.array([2**60], pa.timestamp("ms"))
+    columns = {"prompt": ["a"], "completion": ["b"], "when": far, "fine": pa.array([1], pa.timestamp("ns"))}
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    source = opened("parquet", path, format="auto")
+    assert [message["content"] for message in source[0].chat.messages] == ["a", "b"]
+    templates = {"prompt": "{{ prompt }} {{ prompt }}", "completion": "{{ completion }}"}
+    source = opened("parquet", path, format="prompt_completion", **templates)
+    assert [message["content"] for message in source[0].chat.messages] == ["a a", "b"]
+    for fields in ({"prompt": "{{ when }}", "completion": "b"}, {"task_field": "when"}):
+        with pytest.raises(BadRow, match=r"a\.parquet, row 0, field 'when': cannot be read"):
+            opened("parquet", path, format="prompt_completion", **fields)[0]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):

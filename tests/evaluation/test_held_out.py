@@ -5,7 +5,9 @@ import json
 import pytest
 
 from jaxllm.config import DataConfig, SourceConfig, UserError
-from jaxllm.evaluation.held_out import held_out_rows, trained_rows
+from jaxllm.data.chat_template import ChatTemplate
+from jaxllm.evaluation.held_out import accepted, held_out_rows, trained_rows
+from jaxllm.evaluation.rows import Row
 
 
 @pytest.fixture
@@ -37,6 +39,30 @@ def test_the_rows_that_are_trained_on_are_all_the_others(data):
     assert not held_out & trained
     assert len(held_out) + len(trained) == 60
     assert not any(row.task == "t2" for row in trained_rows(data))
+
+
+def test_rows_that_a_template_refuses_can_be_left_out(data):
+    template = ChatTemplate("{% if '7' in messages[-1].content %}{{ raise_exception('no 7') }}{% endif %}")
+    rows = [*held_out_rows(data), Row("x:1", "t0", "7, as plain text", ("8",))]
+    left = accepted(rows, template)
+    assert 0 < len(left) < len(rows)
+    assert [row for row in rows if isinstance(row.prompt, str) or "7" not in row.prompt[-1]["content"]] == left
+
+
+def test_weights_of_messages_are_not_a_part_of_the_question(data, tmp_path):
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    rows = [
+        {"task": task, "messages": [*said, {"role": "user", "content": task}, {"role": "assistant", "content": "d"}]}
+        for task in ("t2", "t0")
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (row,) = held_out_rows(data)
+    assert [*row.prompt] == [
+        {"role": "system", "content": "Add."},
+        *said[:1],
+        {"role": "assistant", "content": "b"},
+        rows[0]["messages"][2],
+    ]
 
 
 def test_a_recipe_that_holds_out_no_conversation_is_told(data, tmp_path):

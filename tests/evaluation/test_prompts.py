@@ -100,6 +100,15 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted(plain, tokenizer):
         prompts.choices(replace(ROW, choices=("a", "zq" * 90)))
 
 
+def test_parts_of_text_are_joined_where_there_is_no_template(plain, tokenizer):
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "quick"}]
+    row = replace(ROW, prompt=({"role": "user", "content": parts},))
+    assert Prompts(plain, None, none).question(row, 1) == tokenizer.encode("the quick")
+    row = replace(ROW, prompt=({"role": "user", "content": [*parts, {"type": "image", "image": "x"}]},))
+    with pytest.raises(UserError, match="x:1: parts of a message that are no text"):
+        Prompts(plain, None, none).question(row, 1)
+
+
 def test_what_a_model_cannot_read_is_named(plain, talking):
     turns = ({"role": "system", "content": "a"}, {"role": "user", "content": "b"})
     with pytest.raises(UserError, match="x:1: a conversation of 2 messages, and the model has no chat template"):

@@ -110,13 +110,15 @@ def test_tasks_are_chosen_by_name_and_each_has_its_first_rows():
 
 
 def test_examples_are_other_rows_of_the_task_and_follow_from_the_seed():
-    examples = Examples(ALL, 3, seed=0)
+    examples = Examples(ALL, ALL, 3, seed=0)
     drawn = [examples(row) for row in ALL]
     for row, others in zip(ALL, drawn, strict=True):
         assert len({other.name for other in others} - {row.name}) == 3
         assert {other.task for other in others} == {row.task}
-    assert drawn == [Examples(ALL, 3, seed=0)(row) for row in ALL]
-    assert drawn != [Examples(ALL, 3, seed=1)(row) for row in ALL]
+    assert drawn == [Examples(ALL, ALL, 3, seed=0)(row) for row in ALL]
+    assert drawn != [Examples(ALL, ALL, 3, seed=1)(row) for row in ALL]
     assert len({tuple(other.name for other in others) for others in drawn}) > 6
     with pytest.raises(UserError, match=r"--few-shot 6: task 'a' has 6 rows, of which one is the question"):
-        Examples(ALL, 6, seed=0)
+        Examples(ALL, ALL, 6, seed=0)
+    few = Row("x:99", "few", "question", ("answer",))
+    assert len(Examples([*ALL, few], ALL, 3, seed=0)(ALL[0])) == 3

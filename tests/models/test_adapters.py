@@ -112,6 +112,10 @@ def ranks(*others, **fields):
             "tuning.prompt.length = 31: leaves no place",
         ),
         (
+            run(TuningConfig(method="hybrid", lora=LoraConfig(magnitudes=True))),
+            "tuning.lora.magnitudes = True: what DoRA does to norms has no gate",
+        ),
+        (
             run(TuningConfig(method="adalora", adaptive=AdaptiveConfig(warmup=0.5, settled=0.5))),
             "tuning.adaptive.warmup = 0.5, settled = 0.5: together they must be below 1",
         ),

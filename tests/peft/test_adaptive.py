@@ -68,11 +68,11 @@ def planted():
         return jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS)
 
     (params, state), losses = run(params)
-    return flatten(params), state, np.asarray(losses)
+    return flatten(params), state, np.asarray(losses), wanted
 
 
 def test_of_all_ranks_as_many_are_left_as_the_budget_says(planted):
-    params, state, _ = planted
+    params, state, *_ = planted
     kept = flatten(state.kept)
     assert sum(int(x.sum()) for x in kept.values()) == 7 * MODEL.layers * RANK
     for module, x in kept.items():
@@ -80,7 +80,7 @@ def test_of_all_ranks_as_many_are_left_as_the_budget_says(planted):
 
 
 def test_ranks_stay_where_a_change_was_planted(planted):
-    params, _, losses = planted
+    params, _, losses, _ = planted
     left = {
         (path.removesuffix("/lora_e"), layer): int((row != 0).sum())
         for path, x in params.items()
@@ -89,6 +89,13 @@ def test_ranks_stay_where_a_change_was_planted(planted):
     }
     assert {place for place, ranks in left.items() if ranks == 2 * RANK} >= PLANTED
     assert losses[-1] < 0.01 * losses[0]
+
+
+def test_as_many_ranks_in_equal_shares_cannot_come_as_near(planted):
+    _, _, losses, wanted = planted
+    values = [np.linalg.svd(x, compute_uv=False) for x in wanted.values()]
+    nearest_of_equal_ranks = sum(np.square(x[:, RANK:]).sum() for x in values)
+    assert losses[-1] < 0.1 * nearest_of_equal_ranks
 
 
 def test_what_matters_is_told_by_the_loss_and_not_by_the_pull_however_wide_a_module_is():

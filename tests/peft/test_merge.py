@@ -78,6 +78,14 @@ def test_an_adapter_in_its_base_does_what_it_does_beside_it(name, model):
     assert set(flatten(folded(config, adapter, base))) == set(flatten(base))
 
 
+def test_within_a_base_in_bfloat16_an_adapter_is_not_rounded():
+    config = RunConfig(base="base", model=LLAMA, tuning=LOW_RANK["lora"])
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters(LLAMA))
+    adapter = moved(begun(config, parameters(LLAMA)))
+    beside = logits(LLAMA, effective(config, adapter, base))
+    np.testing.assert_allclose(logits(LLAMA, folded(config, adapter, base)), beside, atol=1e-5)
+
+
 def test_a_new_dora_has_the_norms_of_its_base():
     config, base = RunConfig(base="base", model=LLAMA, tuning=LOW_RANK["dora"]), parameters(LLAMA)
     np.testing.assert_allclose(

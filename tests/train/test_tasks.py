@@ -13,7 +13,7 @@ import pytest
 
 from jaxllm.cli.train import Options, _sample, train_run
 from jaxllm.common.processes import ALONE
-from jaxllm.common.trees import nest
+from jaxllm.common.trees import flatten, nest
 from jaxllm.config import EvalConfig, MixtureConfig, ObjectiveConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data.chat_template import load_chat_template
 from jaxllm.data.corpus import prepare_corpus
@@ -22,7 +22,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.objectives.token_loss import token_loss
-from jaxllm.train.evaluate import Evaluator
+from jaxllm.train.evaluate import Evaluator, HeldOut
 from jaxllm.train.loop import open_loader
 from jaxllm.train.run_folder import saved_tokenizer
 from jaxllm.train.tasks import Forgetting, read_tasks, tasks_table
@@ -141,6 +141,16 @@ def test_nothing_is_measured_of_one_task_or_if_it_is_not_wanted(chats, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_tasks_that_hold_nothing_out_are_named(chats, tmp_path):
+    said = []
+    found = [HeldOut(2.0, 5, None), None]
+    evaluator, report = SimpleNamespace(tasks=lambda params: found), SimpleNamespace(say=said.append)
+    forgetting = Forgetting(chats, tmp_path, ["one", "two"], evaluator, report)
+    forgetting.measure({}, "before", writes=True)
+    assert "1 tasks hold nothing out, and are not measured: two" in said
+    assert [line["task"] for line in read_tasks(tmp_path)] == ["one"]
+
+
 def test_the_table_has_the_worst_first_and_no_more_than_fit():
     lines = [
         {"task": f"task {i}", "tokens": 1000 + i, "before": 2.0, "after": 3.5 - i / 10, "difference": 1.5 - i / 10}
@@ -156,19 +166,23 @@ def test_the_table_has_the_worst_first_and_no_more_than_fit():
     assert "1,019" in text
 
 
-def test_packed_conversations_have_the_loss_of_each_alone_and_prompts_have_none(chats):
-    """Under a block-diagonal mask; the labels of a prompt change nothing."""
+def test_packed_conversations_have_the_loss_and_gradient_of_each_alone_and_prompts_have_none(chats):
+    """Under a block-diagonal mask; the labels of a prompt change neither."""
     corpus = prepare_corpus(chats.data, chats.tokenizer)
     loader = Loader(corpus, chats.data, 8, 0, chats.objective)
     rng = np.random.default_rng(0)
     params = nest(
         {p: jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32) for p, x in parameter_table(chats.model).items()}
     )
-    loss = jax.jit(lambda batch: token_loss(Transformer(chats.model), params, batch, None, chunk=64)[:2])
+
+    def total_and_weight(params, batch):
+        return token_loss(Transformer(chats.model), params, batch, None, chunk=64)[:2]
+
+    measured = jax.jit(jax.value_and_grad(total_and_weight, has_aux=True))
     packed = loader.batch(0)
     assert packed["segments"].max() > 1
-    total, weight = loss(packed)
-    alone = [0.0, 0.0]
+    found = measured(params, packed)
+    alone = jax.tree.map(jnp.zeros_like, found)
     pieces = [(r, s) for r in range(8) for s in range(1, packed["segments"][r].max() + 1)]
     for first in range(0, len(pieces), 8):
         batch = loader.examples.empty(8)
@@ -176,7 +190,10 @@ def test_packed_conversations_have_the_loss_of_each_alone_and_prompts_have_none(
             own = packed["segments"][row] == segment
             for name in batch:
                 batch[name][b, : own.sum()] = 1 if name == "segments" else packed[name][row][own]
-        alone = [float(x) + float(y) for x, y in zip(alone, loss(batch), strict=True)]
-    np.testing.assert_allclose(alone, [total, weight], rtol=1e-5)
+        alone = jax.tree.map(jnp.add, alone, measured(params, batch))
+    for path, x in flatten(found[1]).items():
+        np.testing.assert_allclose(flatten(alone[1])[path], x, atol=1e-5 * float(jnp.abs(x).max()), err_msg=path)
+    np.testing.assert_allclose(alone[0], found[0], rtol=1e-5)
     relabelled = {**packed, "targets": np.where(packed["weights"] > 0, packed["targets"], 7)}
-    assert loss(relabelled)[0] == total
+    for one, other in zip(jax.tree.leaves(measured(params, relabelled)), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -22,6 +22,7 @@ from jaxllm.config import (
 )
 from jaxllm.models.adapters import trained_table
 from jaxllm.sharding.mesh import make_mesh
+from jaxllm.train.begin import begin
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.params import Origin, fingerprint, load_base, load_run_params, load_trained, read_origin
 
@@ -56,6 +57,10 @@ def adapter(recipe, uninterrupted, bits_of_base, tmp_path_factory):
     return folder
 
 
+def bits(tree):
+    return [(jax.tree_util.keystr(path), np.asarray(x).tobytes()) for path, x in jax.tree.leaves_with_path(tree)]
+
+
 def held_out(folder):
     return [line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line]
 
@@ -73,6 +78,17 @@ def test_an_adapter_is_saved_alone_and_opened_with_its_base_whose_bits_are_what_
     assert changed == {f"layers/{part}/kernel" for part in PARTS}
     assert info.step == 6
     assert held_out(adapter)[-1] < held_out(uninterrupted)[-1] + 0.1
+
+
+def test_what_training_has_changed_of_a_kernel_has_the_rank_of_the_adapter(adapter, uninterrupted):
+    base, whole = flatten(load_run_params(uninterrupted)[1]), flatten(load_run_params(adapter)[1])
+    for path in (f"layers/{part}/kernel" for part in PARTS):
+        reads = 2 if "output" in path else 1
+        for change in np.asarray(whole[path] - base[path]):
+            matrix = change.reshape(np.prod(change.shape[:reads]), -1)
+            sizes = np.linalg.svd(matrix, compute_uv=False)
+            assert sizes[1] > 0.01, path
+            assert sizes[2] < 1e-6, path
 
 
 def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(adapter, tuned, at_step, tmp_path):
@@ -99,12 +115,24 @@ def test_all_parameters_may_be_tuned_from_a_base(tuned, uninterrupted, tmp_path)
         TuningConfig(method="prompt", prompt=PromptConfig(length=4)),
         TuningConfig(method="hybrid", prompt=PromptConfig(length=4, start="labels", labels=("def", "return value"))),
         TuningConfig(method="lora", lora=LoraConfig(rank=2, magnitudes=True), base_dtype="nf4"),
+        replace(LORA, also=("norm/scale",), base_dtype="int8"),
     ],
-    ids=["prompt", "hybrid", "dora on nf4"],
+    ids=["prompt", "hybrid", "dora on nf4", "lora and norms on int8"],
 )
-def test_other_methods_run_too(tuned, tuning, tmp_path):
+def test_other_methods_run_too_and_change_no_bit_of_what_is_frozen(tuned, tuning, tmp_path, monkeypatch):
+    begun = []
+
+    def remembered(*args):
+        found = begin(*args)
+        begun.append((found.frozen, bits(found.frozen)))
+        return found
+
+    monkeypatch.setattr("jaxllm.train.loop.begin", remembered)
     config = tuned(tuning, mesh=MeshConfig(data=8))
     assert train_run(config).step == 6
+    ((frozen, before),) = begun
+    assert before
+    assert bits(frozen) == before
     assert set(flatten(load_trained(tmp_path / "tuned")[1])) == set(trained_table(config))
     assert np.isfinite(held_out(tmp_path / "tuned")).all()
 
