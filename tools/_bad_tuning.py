@@ -34,6 +34,7 @@ def tuning_cases() -> Iterator[Case]:
     yield "average of ranks that go", tuned("--tuning.method", "adalora", "--train.ema-decay", "0.9")
     unread = ("--tuning.base-dtype", "int8", "--tuning.lora.dropout", "0.1", "--tuning.prompt.labels", "def")
     yield "settings that the method does not read", tuned("--tuning.method", "full", *unread)
+    yield "gates around DoRA", tuned("--tuning.method", "hybrid", "--tuning.lora.magnitudes")
     yield "tuned parameters that match nothing", tuned("--tuning.also", "norm/scle")
     yield "method without a base", lambda: ["train", "recipe.py", "--output", "new", "--tuning.method", "lora"]
     yield "base that is not there", lambda: ["train", "recipe.py", "--output", "new", "--base", "rnu"]
