@@ -220,8 +220,9 @@ def _merge(command: Merge, out: Path) -> None:
     check_is_foldable(folder, saved_config(folder))
     config, trained, info = load_trained(folder, command.step, command.ema)
     base = load_own_base(folder, config)
-    types = jax.tree.map(lambda x: x.dtype if command.dtype == "auto" else command.dtype, base)
-    params = jax.tree.map(lambda x, dtype: x.astype(dtype), folded(config, trained, base), types)
+    dtype = None if command.dtype == "auto" else command.dtype
+    params = folded(config, trained, base, dtype)
+    params = jax.tree.map(lambda x, was: x.astype(dtype or was.dtype), params, base)
     made = _write_model(out, config, params, folder)
     print(f"merged the adapter of '{folder}' at step {info.step} into its base: {made}")
 

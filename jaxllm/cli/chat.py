@@ -77,6 +77,7 @@ def _conversation(command: Command, said: Recommended) -> "Conversation":
     from jaxllm.generation.chat import Conversation
     from jaxllm.generation.generate import Generator
     from jaxllm.models.adapters import virtual_tokens
+    from jaxllm.models.transformer import dtype_for_use
     from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_config, saved_tokenizer
 
@@ -89,12 +90,12 @@ def _conversation(command: Command, said: Recommended) -> "Conversation":
             f"'{folder}' has no chat template, neither chat_template.jinja nor one in tokenizer_config.json: its model "
             "was not made for conversations (jaxllm generate continues texts), or the file was not copied"
         )
-    config, params, info = load_run_params(folder, command.step, command.ema)
+    dtype = dtype_for_use(None if command.dtype == "auto" else command.dtype)
+    config, params, info = load_run_params(folder, command.step, command.ema, dtype)
     info.check_tokenizer(tokenizer.fingerprint, path)
     tell_unfollowed(folder, said)
     ends = said.ends or {tokenizer.eos_id}
     end = end_of_turn(template, tokenizer)
-    dtype = None if command.dtype == "auto" else command.dtype
     ends, virtual = ends if end is None else ends | {end}, virtual_tokens(config.tuning)
     generator = Generator(config.model, params, tokenizer, ends=ends, virtual=virtual, dtype=dtype)
     return Conversation(

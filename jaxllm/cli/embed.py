@@ -53,16 +53,17 @@ def run(argv: list[str]) -> int:
 
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.embedding import Embedder, published_pooling
+    from jaxllm.models.transformer import dtype_for_use
     from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
-    config, params, info = load_run_params(folder)
+    dtype = dtype_for_use(None if command.dtype == "auto" else command.dtype)
+    config, params, info = load_run_params(folder, dtype=dtype)
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)
     given = {"kind": command.pooling, "normalise": command.normalise, "max_tokens": command.max_tokens}
     asked = {field: value for field, value in given.items() if value not in (None, "auto")}
     pooling = dataclasses.replace(published_pooling(folder), **asked)  # type: ignore[arg-type]
-    dtype = None if command.dtype == "auto" else command.dtype
     embedder = Embedder(config.model, params, tokenizer, pooling, dtype)
     del params
     began = time.perf_counter()

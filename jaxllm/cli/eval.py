@@ -195,6 +195,8 @@ def _rows(command: Command) -> "list[Row]":
     if template is None or not data.skip_bad:
         return rows
     left = accepted(rows, template)
+    if not left:
+        raise UserError(f"--held-out {command.held_out}: the model's chat template refuses all rows that it holds out")
     if refused := len(rows) - len(left):
         print(f"[{refused:,} held-out rows are left out: the model's chat template refuses them]", file=sys.stderr)
     return left

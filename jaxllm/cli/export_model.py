@@ -22,7 +22,8 @@ class Command:
     out: tyro.conf.Positional[str]
     """What is made: a folder, or a file whose name ends in `.gguf`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
-    """Of the matrices; auto is that of the parameters, for GGUF float16. `q8_0` is for GGUF only, bfloat16 not."""
+    """Of the matrices; auto is that of the parameters, or of the base that an adapter is in; for GGUF float16. `q8_0`
+    is for GGUF only, bfloat16 not."""
     family: str | None = None
     """As which family, such as llama; none means that of an imported model, or the first that can express it."""
     step: int | Literal["best"] | None = None
@@ -68,10 +69,11 @@ def run(argv: list[str]) -> int:
     config, params, _ = load_run_params(folder, command.step, command.ema)
     arrays = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     family, published = published_config(folder, config.model, command.family)
-    own = np.result_type(*(array.dtype for array in arrays.values())).name
+    types = {array.dtype for array in arrays.values()}
+    own = min(types, key=lambda dtype: dtype.itemsize).name
     dtype = command.dtype if command.dtype != "auto" else "float16" if is_gguf else own
     files = hugging_face_files(files_beside(folder), published)
-    tensors = list(exported(config.model, family, arrays, own if is_gguf else dtype))
+    tensors = list(exported(config.model, family, arrays, np.result_type(*types).name if is_gguf else dtype))
     if is_gguf:
         write_gguf(out, published, tensors, files, GGUF_TYPES[dtype])  # type: ignore[arg-type]
     else:
@@ -81,4 +83,4 @@ def run(argv: list[str]) -> int:
     if not command.verify:
         return 0
     print(verified := verify(out, config.model, params))
-    return 0 if verified.is_sound(is_rounded=dtype != own) else 1
+    return 0 if verified.is_sound(is_rounded=types != {np.dtype(dtype)}) else 1

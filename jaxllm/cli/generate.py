@@ -87,11 +87,13 @@ def run(argv: list[str]) -> int:
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.generation.generate import Generator
     from jaxllm.models.adapters import virtual_tokens
+    from jaxllm.models.transformer import dtype_for_use
     from jaxllm.train.params import load_run_params
     from jaxllm.train.run_folder import saved_tokenizer
 
     folder = user_path(command.run)
-    config, params, info = load_run_params(folder, command.step, command.ema)
+    dtype = dtype_for_use(None if command.dtype == "auto" else command.dtype)
+    config, params, info = load_run_params(folder, command.step, command.ema, dtype)
     tokenizer = load_tokenizer(path := saved_tokenizer(folder))
     info.check_tokenizer(tokenizer.fingerprint, path)
     tell_unfollowed(folder, said, followed=SEARCH if search else ())
@@ -102,7 +104,7 @@ def run(argv: list[str]) -> int:
         ends=said.ends,
         begin=config.tokenizer.begins_prompts,
         virtual=virtual_tokens(config.tuning),
-        dtype=None if command.dtype == "auto" else command.dtype,
+        dtype=dtype,
     )
     choose = _chooser(generator, config, params, command, info.step)
     del params

@@ -103,8 +103,8 @@ class DataConfig:
     """Leave out records that cannot be read, and count them, in place of stopping (`--skip-bad` for short)."""
     validation_fraction: float = 0.05
     """Share of documents held out, chosen by a hash of the document's name, or of its text where the document is a
-    line, a row or a part of a file; of each task that documents name, as near to this share as can be. 0 holds none out
-    and evaluates nothing."""
+    line, a row or a part of a file; of each task that documents name about this share. 0 holds none out and evaluates
+    nothing."""
     passage_words: int | None = None
     """Documents that share a passage of that many words are all trained on or all held out, such as rows that several
     templates made of one record; what more than 30 of them share is the wording of a template, and does not count. None

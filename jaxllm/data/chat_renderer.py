@@ -132,7 +132,9 @@ def render(source: str, strict: bool, variables: dict[str, Any] | None) -> dict[
     """`text` and `spans`, those of `{% generation %}`; without variables the `names` of those that it may read."""
     environment, template = compiled(source, strict)
     if variables is None:
-        return {"names": sorted(meta.find_undeclared_variables(environment.parse(source)))}
+        bare = Environment(strict)
+        bare.globals.clear()  # which a variable may be called as
+        return {"names": sorted(meta.find_undeclared_variables(bare.parse(source)))}
     environment.written, environment.generated = 0, []
     blocks = []
     for block in template.generate(variables):

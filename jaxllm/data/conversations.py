@@ -29,6 +29,9 @@ KEYS = {
 OTHERS = {"messages": (), "sharegpt": ("system",), "prompt_completion": (), "alpaca": ("system", "input")}
 """Fields that a format reads where they are there, besides `tools`."""
 
+FIELDS = {"tools", *(key for fields in (*KEYS.values(), *OTHERS.values()) for key in fields)}
+"""All that a format reads."""
+
 
 def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) -> Chat:
     """What a record says, checked, with the arguments of calls as objects and without what is none.
@@ -101,7 +104,8 @@ def _prompt_completion(fields: Mapping[str, Any], where: str) -> list[dict[str, 
 
 def _untrained(message: dict[str, Any]) -> dict[str, Any]:
     """A message of a prompt: what the assistant said there is no completion, unless the message says its weight."""
-    return {"weight": 0, **message} if message.get("role") == "assistant" else message
+    is_said = message.get("role") == "assistant" and message.get("weight") is None
+    return {**message, "weight": 0} if is_said else message
 
 
 def _alpaca(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Sources of conversations: records of instruction data, and the functions of the standard library."""
 
+import itertools
 import json
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxllm.config import SourceConfig, UserError
 from jaxllm.data.cache import key_of
-from jaxllm.data.conversations import conversation, said
+from jaxllm.data.conversations import FIELDS, conversation, said
 from jaxllm.data.document import BadRow, Document, Record, Records, marks_of
 from jaxllm.data.rendering import Renderers
 
@@ -41,6 +41,8 @@ class Instructions:
                     "'{{ question }}' would do"
                 )
             self._reads[key] = answer["names"]
+        marks = [field for field in (source.task_field, source.group_field) if field is not None]
+        self._needed = {*FIELDS, *marks, *itertools.chain.from_iterable(self._reads.values())}
 
     def fingerprint(self) -> str:
         source = self._source
@@ -64,34 +66,32 @@ class Instructions:
         found: list[Any] = []
         for index in indices:
             try:
-                found.append(self._with_variables(self._records[index]))
+                found.append(self._with_fields(self._records[index]))
             except BadRow as error:
                 found.append(error)
         good = [each for each in found if not isinstance(each, UserError)]
         made: list[dict[str, str | BadRow]] = [{} for _ in good]
+        fields = [record.fields for record in good]
         for key, template in self._templates.items():
-            texts = self._render(key, template, [variables[key] for _, variables in good])
-            for own, (record, _), text in zip(made, good, texts, strict=True):
+            variables = [{name: of[name] for name in self._reads[key] if name in of} for of in fields]
+            for own, record, text in zip(made, good, self._render(key, template, variables), strict=True):
                 if isinstance(text, UserError):
                     there = f"; it has {', '.join(record.fields)}" if "undefined" in str(text) else ""
                     text = BadRow(f"{record.where}, {text}{there}")
                 own[key] = text
-        documents = iter([self._document(record, own) for (record, _), own in zip(good, made, strict=True)])
+        documents = iter([self._document(record, own) for record, own in zip(good, made, strict=True)])
         return [each if isinstance(each, UserError) else next(documents) for each in found]
 
-    def _with_variables(self, record: Record) -> tuple[Record, dict[str, dict[str, Any]]]:
-        """A record, and of its fields what each template reads."""
+    def _with_fields(self, record: Record) -> Record:
+        """A record of which no more is held than the fields that are read; the others are but named."""
         fields = record.fields
-        return record, {
-            key: {name: fields[name] for name in names if name in fields} for key, names in self._reads.items()
-        }
+        return record._replace(fields={name: fields[name] if name in self._needed else None for name in fields})
 
     def _document(self, record: Record, made: Mapping[str, str | BadRow]) -> Document | UserError:
         try:
             if wrong := [value for value in made.values() if isinstance(value, BadRow)]:
                 raise wrong[0]
-            fields: Mapping[str, Any] = ChainMap(made, record.fields)  # type: ignore[arg-type]
-            chat = conversation(fields, self._source, record.where)
+            chat = conversation({**record.fields, **made}, self._source, record.where)
             task, group = marks_of(record, self._source.task_field, self._source.group_field)
         except BadRow as error:
             return error

@@ -65,7 +65,7 @@ def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
 
 
 class ParquetRow(Mapping[str, Any]):
-    """The fields of a row, each made when it is asked for; a BadRow says which cannot be."""
+    """The fields of a row, each made when it is asked for; a BadRow says which cannot be. It holds its row group."""
 
     def __init__(self, group: "RowGroup", row: int, where: str):
         self._group, self._row, self._where = group, row, where
@@ -77,6 +77,9 @@ class ParquetRow(Mapping[str, Any]):
             return self._group.column(name)[self._row].as_py()
         except (ValueError, OverflowError) as error:  # times with nanoseconds or beyond the year 9999, broken UTF-8
             raise BadRow(f"{self._where}, field '{name}': cannot be read: {error}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._group.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._group.names)
@@ -116,6 +119,7 @@ class ParquetFiles(Files):
         """`wanted` are the columns that are read, by the options that gave them; every file must have them."""
         super().__init__(files)
         self._wanted, self._columns = wanted, [*dict.fromkeys((wanted or {}).values())]
+        self._opened: tuple[Path | None, Any] = (None, None)
         self._held: tuple[int, RowGroup | None] = (-1, None)
 
     @cached_property
@@ -130,6 +134,12 @@ class ParquetFiles(Files):
         return groups, list(itertools.accumulate(sizes))
 
     def _open(self, path: Path) -> Any:
+        """The file; the last one stays open."""
+        if self._opened[0] != path:
+            self._opened = path, self._checked(path)
+        return self._opened[1]
+
+    def _checked(self, path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
 

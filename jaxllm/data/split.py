@@ -76,12 +76,18 @@ def own_share(document: Document) -> float:
 
 
 def are_held_out(
-    fraction: float, share: np.ndarray, whole: np.ndarray, pairs: np.ndarray, task: np.ndarray
+    fraction: float,
+    share: np.ndarray,
+    whole: np.ndarray,
+    pairs: np.ndarray,
+    task: np.ndarray,
+    names: Sequence[str] = (),
 ) -> np.ndarray:
-    """Which documents are, bool [documents]: all or none of those that a chain of pairs connects.
+    """Which documents are, bool [documents]: all or none of those that a chain of pairs, or of equal shares, connects.
 
     Where none of them has a task, they are if their number is below the fraction. The others are taken in the order of
-    their numbers, if that brings the tasks nearer to the fraction of each.
+    their numbers, if that brings the tasks nearer to the fraction of each. Half a group too few is not the same as half
+    a group too many: how they weigh is drawn for each task, so that of all tasks together the fraction is held out.
 
     Args:
         fraction: of them.
@@ -89,10 +95,14 @@ def are_held_out(
         whole: those that are held out in any case, bool.
         pairs: of documents that belong together, int [pairs, 2].
         task: of each, int; -1 for none.
+        names: of the tasks.
 
     Raises:
         UserError: one side would be empty.
     """
+    _, first, same = np.unique(share, return_index=True, return_inverse=True)
+    twins = np.flatnonzero(first[same] != np.arange(len(share)))
+    pairs = np.concatenate([pairs, np.stack([first[same[twins]], twins], axis=1)])
     group, share, whole = _together(share, whole, pairs)
     if whole.all():
         raise UserError(
@@ -102,7 +112,7 @@ def are_held_out(
     of_a_task = np.bincount(group, task >= 0)[group] > 0
     chosen = whole | ((share < fraction) & ~of_a_task)
     if fraction > 0:
-        chosen |= _of_tasks(fraction, share, chosen, group, task)
+        chosen |= _of_tasks(fraction, share, chosen, group, task, [share_of(f"task {name}") for name in names])
         if (share == share[0]).all():
             raise UserError(
                 "the data is one document, or one group of them, of which none can be held out; set "
@@ -116,23 +126,30 @@ def are_held_out(
 
 
 def _of_tasks(
-    fraction: float, share: np.ndarray, already: np.ndarray, group: np.ndarray, task: np.ndarray
+    fraction: float, share: np.ndarray, already: np.ndarray, group: np.ndarray, task: np.ndarray, weight: list[float]
 ) -> np.ndarray:
-    """Which documents are held out beside those that are already, so that of each task some fraction is."""
+    """Which documents are held out beside those that are already, so that of each task some fraction is.
+
+    A document too many costs the `weight` of its task, and one too few what is left of 1. Of a task whose groups are
+    all of n documents and that lacks d, a group is then held out by a chance of d / n.
+    """
     named = np.flatnonzero(task >= 0)
-    wanted = (fraction * np.bincount(task[named])).tolist()
-    there = np.bincount(task[named], already[named]).tolist()
+    missing = (fraction * np.bincount(task[named]) - np.bincount(task[named], already[named])).tolist()
     ones = np.ones(len(named), np.int64)
-    counts = coo_array((ones, (group[named], task[named])), shape=(len(share), len(wanted))).tocsr()
+    counts = coo_array((ones, (group[named], task[named])), shape=(len(share), len(missing))).tocsr()
+
+    def cost(t: int, missing: float) -> float:
+        return (1 - weight[t]) * missing if missing > 0 else -weight[t] * missing
+
     chosen = np.zeros(len(share), bool)
     order = named[np.argsort(share[named], kind="stable")]
     for g in dict.fromkeys(group[order[~already[order]]].tolist()):
         own = slice(counts.indptr[g], counts.indptr[g + 1])
         rows = list(zip(counts.indices[own].tolist(), counts.data[own].tolist(), strict=True))
-        if sum(abs(wanted[t] - there[t] - n) - abs(wanted[t] - there[t]) for t, n in rows) < 0:
+        if sum(cost(t, missing[t] - n) - cost(t, missing[t]) for t, n in rows) < 0:
             chosen[g] = True
             for t, n in rows:
-                there[t] += n
+                missing[t] -= n
     return chosen[group]
 
 

@@ -113,7 +113,8 @@ class _Kept:
         shared = np.concatenate([pairs, sharing(self._passages)])
         of_tasks = np.array([-1 if name is None else t for t, (_, name) in enumerate(self.tasks)])
         share, whole = np.frombuffer(self._share), np.frombuffer(self._whole, bool)
-        return are_held_out(self._split.fraction, share, whole, shared, of_tasks[np.frombuffer(self.task, np.int32)])
+        task, names = of_tasks[np.frombuffer(self.task, np.int32)], [name or "" for _, name in self.tasks]
+        return are_held_out(self._split.fraction, share, whole, shared, task, names)
 
 
 def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, progress: bool = False) -> Survey:
@@ -124,10 +125,10 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
     documents therefore moves no other across the split, but for a text of which there was one and then are several: of
     equal texts the first is kept, on the side that the hash of the text (or of the first one's group) says. If one side
     would be empty, it is given what has the hash nearest to it. Of the tasks that `split` names all documents are held
-    out, their copies in other tasks too. Of each other task that documents name, as near as can be to the fraction of
-    it are held out, those of the least hashes: a new document can move one that is near the border. Documents of one
-    group, and with `split.passage_words` all that share passages, are on one side: held out if one of them must be, or
-    else as one hash for all of them says. A new document can then move those that it connects.
+    out, their copies in other tasks too. Of each other task that documents name about the fraction is held out, those
+    of the least hashes: a new document can move those that are near the border. Documents of one group, and with
+    `split.passage_words` all that share passages, are on one side: held out if one of them must be, or else as one hash
+    for all of them says. A new document can then move those that it connects.
 
     Raises:
         UserError: no document, or only one where some must be held out; no task of a name that `split` has; a source

@@ -22,7 +22,7 @@ from jaxllm.config import TransformerConfig, UserError
 from jaxllm.generation.rows import laid, packed, tokens_at_once
 from jaxllm.models.cache import Cache, empty_cache
 from jaxllm.models.heads import head_logits
-from jaxllm.models.transformer import Transformer, cast_for_use, decode
+from jaxllm.models.transformer import Transformer, cast_for_use, decode, dtype_for_use
 
 HEAD_CHUNK = {"cpu": 128}
 """Scored tokens whose logits exist at once, by platform."""
@@ -91,7 +91,7 @@ class Scorer:
         if config.architecture != "decoder":
             raise UserError(f"model.architecture = '{config.architecture}': likelihoods are of texts of a decoder")
         device = jax.local_devices()[0]
-        dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
+        dtype = dtype_for_use(dtype)
         self.most = config.max_positions - virtual
         """Tokens of a text that the model reads at once."""
         self._virtual = range(config.vocab_size, config.vocab_size + virtual)

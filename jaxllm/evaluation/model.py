@@ -16,6 +16,7 @@ from jaxllm.evaluation.likelihood import Scorer
 from jaxllm.generation.generate import Generator
 from jaxllm.generation.recommended import recommended
 from jaxllm.models.adapters import virtual_tokens
+from jaxllm.models.transformer import dtype_for_use
 from jaxllm.train.params import load_run_params
 from jaxllm.train.run_folder import saved_config, saved_tokenizer
 
@@ -95,7 +96,7 @@ def open_model(
     path = user_path(folder)
     tokenizer, template = open_text(path, chat)
     pieces = saved_tokenizer(path)
-    config, params, info = load_run_params(path, step, ema)
+    config, params, info = load_run_params(path, step, ema, dtype_for_use(dtype))
     info.check_tokenizer(tokenizer.fingerprint, pieces)
     end = None if template is None else end_of_turn(template, tokenizer)
     ends = recommended(path).ends or frozenset({tokenizer.eos_id})

@@ -20,7 +20,7 @@ from jaxllm.config import TransformerConfig, UserError
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.generation.rows import laid, packed, tokens_at_once
 from jaxllm.models.heads import mean_pooled, pooled
-from jaxllm.models.transformer import Transformer, cast_for_use, encode
+from jaxllm.models.transformer import Transformer, cast_for_use, dtype_for_use, encode
 
 SHORTEST_TEXT = 2
 """Tokens of the shortest text: its begin and its end."""
@@ -89,7 +89,7 @@ class Embedder:
                 f"--pooling.max-tokens {most}: expected {SHORTEST_TEXT + 1} to {config.max_positions} (max_positions)"
             )
         device = jax.local_devices()[0]
-        dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
+        dtype = dtype_for_use(dtype)
         self._at_once = tokens_at_once(device.platform)
         self.width, self._tokenizer, self._pooling, self._most = config.width, tokenizer, pooling, most
         model = Transformer(config, dtype=dtype)

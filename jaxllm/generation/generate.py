@@ -34,7 +34,7 @@ from jaxllm.generation.sampling import Settings, sample, settings_of
 from jaxllm.generation.text import Finish, TextStream
 from jaxllm.models.cache import Cache
 from jaxllm.models.heads import head_logits
-from jaxllm.models.transformer import Transformer, cast_for_use, decode, per_layer
+from jaxllm.models.transformer import Transformer, cast_for_use, decode, dtype_for_use, per_layer
 
 AS_THE_MODEL_SAYS = SamplingConfig()
 """Draws from the model's own distribution."""
@@ -150,8 +150,8 @@ class Generator:
             raise UserError(f"max_length: expected {low} to {config.max_positions} (max_positions), got {max_length}")
         self._take_virtual([range(virtual)])
         device = jax.local_devices()[0]
-        dtype = dtype or (jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
-        self._doubles = device.platform == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
+        dtype = dtype_for_use(dtype)
+        self._doubles = device.platform == "cpu" and dtype == jnp.bfloat16
         self.tokenizer = tokenizer
         self.ends = ends
         self.begin = begin

@@ -329,6 +329,11 @@ def _final_norm(model: Transformer, prefix: str, params: Tree, x_BTD: jax.Array)
         return normalise(model.config, model.at_use(name, _at(params, prefix)["final_norm"]), x_BTD)
 
 
+def dtype_for_use(dtype: Any = None) -> Any:
+    """In which generation holds weights: as it is asked for, or float32 on CPU and bfloat16 elsewhere."""
+    return jnp.dtype(dtype or (jnp.float32 if jax.local_devices()[0].platform == "cpu" else jnp.bfloat16))
+
+
 def cast_for_use(params: Tree, dtype: Any) -> Tree:
     """Matrices in `dtype` and vectors (norms, biases, gates) as they are: how generation holds weights."""
     vectors = ("scale", "bias", "/lora_gain", "/gate")

@@ -41,18 +41,24 @@ def scaled_updates(config: RunConfig, trained: Tree) -> Tree:
     return nest(flat)
 
 
-def folded(config: RunConfig, trained: Tree, base: Tree) -> Tree:
-    """`base` with the low-rank updates of a run as a part of its kernels, those in float32; `unfolded` is the inverse.
+def folded(config: RunConfig, trained: Tree, base: Tree, dtype: Any = jnp.float32) -> Tree:
+    """`base` with the low-rank updates of a run as a part of its kernels; `unfolded` is the inverse.
 
-    Rounded to the type of a base that is no wider than bfloat16, they would be another model than what was trained.
     What cannot be a part of a kernel stays a leaf of its own: virtual tokens, gated keys and values.
 
     Args:
         config: of the run.
         trained: what it has trained.
         base: all parameters of the model that it began with.
+        dtype: of kernels with updates, whose sums are rounded to it once; none keeps that of the base. In bfloat16
+            they are another model than what was trained.
     """
-    return _with_kernels(config, trained, base, _folded)
+    return _with_kernels(
+        config,
+        trained,
+        base,
+        lambda update, kernel, leaves: _folded(update, kernel, leaves).astype(dtype or kernel.dtype),
+    )
 
 
 def folded_leaf(config: RunConfig, path: str, trained: Tree, x: jax.Array) -> jax.Array:

@@ -41,16 +41,20 @@ class Origin(NamedTuple):
     """Of its parameters (`fingerprint`); empty where they were never seen, as of an adapter that others have made."""
 
 
-def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tuple[RunConfig, Tree, Info]:
+def load_run_params(
+    run_folder: Path, step: Step = None, ema: bool = True, dtype: Any = jnp.float32
+) -> tuple[RunConfig, Tree, Info]:
     """A run's configuration, its parameters on the first device, and where it stood.
 
     What was trained is float32, what was imported of the type that it was imported in. Of a run that has trained an
-    adapter these are the base's, with the adapter in it: kernels with updates are float32.
+    adapter these are the base's, with the adapter in it.
 
     Args:
         run_folder: of the run.
         step: which checkpoint.
         ema: take the moving average of the parameters where the run keeps one.
+        dtype: of kernels that have the updates of an adapter in them; narrower than float32 it saves memory where they
+            are used in it.
 
     Raises:
         UserError: it is no run folder, its configuration does not hold together, or the checkpoint is not there or
@@ -59,7 +63,7 @@ def load_run_params(run_folder: Path, step: Step = None, ema: bool = True) -> tu
     config, trained, info = load_trained(run_folder, step, ema)
     if not frozen_table(config):
         return config, trained, info
-    return config, folded(config, trained, load_own_base(run_folder, config)), info
+    return config, folded(config, trained, load_own_base(run_folder, config), dtype), info
 
 
 def load_adapter(run_folder: Path, base: str) -> tuple[RunConfig, Tree]:

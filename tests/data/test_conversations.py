@@ -32,7 +32,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         ("prompt_completion", {"prompt": "one", "completion": "two"}, ASKED),
         (
             "prompt_completion",
-            {"prompt": turns("a", "b", "one"), "completion": ASKED[1:]},
+            {"prompt": [{**turn, "weight": None} for turn in turns("a", "b", "one")], "completion": ASKED[1:]},
             [*turns("a"), {"role": "assistant", "content": "b", "weight": 0}, *turns("one"), ASKED[1]],
         ),
         (

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from jaxllm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
@@ -50,6 +51,12 @@ def test_templates_make_prompt_and_completion_of_any_fields(write, tmp_path):
     assert [contents(found[i]) for i in (6, 0, 3)] == [["Q: 6 + 1?", "7"], ["Q: 0 + 1?", "1"], ["Q: 3 + 1?", "4"]]
     assert found[2].name == "rows.jsonl:3"
     assert found[2].text == "Q: 2 + 1?\n3"
+
+
+def test_fields_may_be_called_as_what_jinja_knows(write, tmp_path):
+    rows = [{"range": "1-5", "dict": "d", "namespace": "n"}]
+    source = write(rows, format="prompt_completion", prompt="{{ range }} {{ dict }}", completion="{{ namespace }}")
+    assert contents(opened(source, tmp_path)[0]) == ["1-5 d", "n"]
 
 
 def test_many_rows_are_rendered_in_one_request(write, tmp_path, monkeypatch):
@@ -107,6 +114,19 @@ def test_parquet_rows_hold_messages(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"messages": messages, "task": ["x", "y"]})
     found = opened(SourceConfig(kind="parquet", path=str(path), format="auto", task_field="task"), tmp_path)
     assert [(contents(found[i]), found[i].task) for i in range(2)] == [(["one", "two"], "x"), (["one", "two"], "y")]
+
+
+def test_many_small_row_groups_are_not_held_at_once(tmp_path, monkeypatch):
+    table = pyarrow.table({"prompt": [f"a{i}" for i in range(60)], "completion": ["b"] * 60})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    files = []
+    opened_file = pyarrow.parquet.ParquetFile
+    monkeypatch.setattr(
+        pyarrow.parquet, "ParquetFile", lambda *args, **o: files.append(opened_file(*args, **o)) or files[-1]
+    )
+    found = opened(SourceConfig(kind="parquet", path=str(tmp_path / "a.parquet"), format="auto"), tmp_path)
+    assert [contents(found[i])[0] for i in range(60)] == [f"a{i}" for i in range(60)]
+    assert len(files) == 1
 
 
 def test_the_fingerprint_follows_what_decides_the_conversations(write, tmp_path):

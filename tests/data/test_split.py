@@ -82,13 +82,29 @@ def test_the_share_of_connected_documents_is_that_of_all():
 
 
 @pytest.mark.parametrize("size", [1, 3, 10])
-def test_of_each_task_the_fraction_is_held_out_as_near_as_whole_groups_allow(size):
+def test_of_each_task_the_fraction_is_held_out_but_for_less_than_a_group(size):
     tasks = {"many": 600, "some": 60, "few": 30}
     rows = [row(f"{t} {i}", group=f"{t} {i // size}", task=t) for t, count in tasks.items() for i in range(count)]
     found = survey([Memory(rows)], Split(0.2))
     for t, (_, name) in enumerate(found.tasks):
-        assert abs(found.held_out[found.task == t].sum() - 0.2 * tasks[name]) <= size / 2
+        assert abs(found.held_out[found.task == t].sum() - 0.2 * tasks[name]) < size
     assert one_each(sides(rows, fraction=0.2))
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 9), (50, 200), (3, 12)])
+def test_of_many_small_tasks_the_fraction_is_held_out_too(size, count):
+    rows = [row(f"{t} {i}", group=f"{t} {i // size}", task=str(t)) for t in range(500) for i in range(count)]
+    held_out = survey([Memory(rows)], Split(0.05)).held_out
+    assert 0.04 < held_out.mean() < 0.06
+
+
+def test_equal_inputs_in_several_tasks_are_on_one_side():
+    rows = [row(f"input {i % 50}", target=f"{t} {i}", task=t) for t in "abc" for i in range(100)]
+    found = survey([Memory(rows)], Split(0.2))
+    of: dict[str, set[bool]] = {}
+    for i, held_out in zip(found.index, found.held_out, strict=True):
+        of.setdefault(rows[i].text, set()).add(bool(held_out))
+    assert {len(sides) for sides in of.values()} == {1}
 
 
 def test_tasks_that_share_their_groups_are_held_out_together():

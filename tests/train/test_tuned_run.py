@@ -21,8 +21,8 @@ from jaxllm.config import (
     UserError,
 )
 from jaxllm.models.adapters import trained_table
+from jaxllm.peft.merge import effective
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.train.begin import begin
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.params import Origin, fingerprint, load_base, load_run_params, load_trained, read_origin
 
@@ -120,19 +120,18 @@ def test_all_parameters_may_be_tuned_from_a_base(tuned, uninterrupted, tmp_path)
     ids=["prompt", "hybrid", "dora on nf4", "lora and norms on int8"],
 )
 def test_other_methods_run_too_and_change_no_bit_of_what_is_frozen(tuned, tuning, tmp_path, monkeypatch):
-    begun = []
+    seen = []
 
-    def remembered(*args):
-        found = begin(*args)
-        begun.append((found.frozen, bits(found.frozen)))
-        return found
+    def remembered(config, trained, frozen):
+        seen.append(bits(frozen))
+        return effective(config, trained, frozen)
 
-    monkeypatch.setattr("jaxllm.train.loop.begin", remembered)
+    monkeypatch.setattr("jaxllm.train.loop.effective", remembered)  # what is evaluated, before steps and after
     config = tuned(tuning, mesh=MeshConfig(data=8))
     assert train_run(config).step == 6
-    ((frozen, before),) = begun
-    assert before
-    assert bits(frozen) == before
+    assert len(seen) > 1
+    assert seen[0]
+    assert all(later == seen[0] for later in seen)
     assert set(flatten(load_trained(tmp_path / "tuned")[1])) == set(trained_table(config))
     assert np.isfinite(held_out(tmp_path / "tuned")).all()
 
