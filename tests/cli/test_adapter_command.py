@@ -194,6 +194,24 @@ def test_a_merged_model_is_rounded_once(runs, tmp_path):
         np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
 
 
+def test_what_is_merged_into_a_base_in_bfloat16_or_exported_with_it_has_its_type(runs, base, tmp_path):
+    half, tuned = tmp_path / "half", tmp_path / "tuned"
+    assert main(["import", str(base.with_name("llama")), str(half), "--dtype", "bfloat16"]) == 0
+    _, params, info = load_run_params(half)
+    shutil.copytree(runs / "also", tuned)
+    save_config(tuned, replace(saved_config(tuned), base=str(half)))
+    write_origin(tuned, Origin(info.step, fingerprint(half, info.step, params)))
+    assert {leaf.dtype.name for leaf in whole(tuned).values()} == {"bfloat16", "float32"}
+    run(["merge", str(tuned), str(tmp_path / "merged")])
+    assert {leaf.dtype.name for leaf in whole(tmp_path / "merged").values()} == {"bfloat16"}
+    for name in ("tuned", "merged"):
+        assert main(["export", str(tmp_path / name), str(tmp_path / f"{name}-hf")]) == 0
+    one, other = (load_file(tmp_path / f"{name}-hf" / "model.safetensors") for name in ("tuned", "merged"))
+    assert {name: x.dtype.name for name, x in one.items()} == dict.fromkeys(other, "bfloat16")
+    for name, x in one.items():
+        np.testing.assert_array_equal(x, other[name], err_msg=name)
+
+
 def changes(folder, base):
     before = whole(base)
     return {path: leaf - before[path] for path, leaf in whole(folder).items()}
