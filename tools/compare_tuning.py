@@ -1,7 +1,7 @@
 """What ways of tuning give: answers that are right, on tasks that were trained and on others, and what they cost.
 
     tools/fetch_pretrained && python tools/compare_tuning.py runs/comparison
-    python tools/compare_tuning.py runs/comparison --methods full lora --seeds 0 1 2 --limit 12
+    python tools/compare_tuning.py runs/comparison --methods full lora --seeds 0 1 2
     python tools/compare_tuning.py runs/epoch --train.steps 350 --train.batch-size 16
 
 Trains the recipes of `configs/*/smollm2_multitask*.py` with each seed, and asks each model, and the base, what is held
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the runs and their results")
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=["full", "lora", "prompt", "hybrid"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--limit", type=int, default=6, help="rows of each trained task")
+    parser.add_argument("--limit", type=int, default=20, help="rows of each trained task")
     options, overrides = parser.parse_known_args()
     if of_data := next((word for word in overrides if word.startswith("--data.")), None):
         parser.error(f"{of_data}: all models are asked what the recipe of all parameters holds out; change that")
