@@ -6,7 +6,18 @@ The labels are topics (AG News, two of them in these rows), polarities (Amazon) 
 rehearses them; `--data.sources.0.weight 0` leaves them out, and `--data.sources.1.weight 0` trains on labels alone, as
 the model is that all runs begin with. A fifth of the records of each task is held out.
 
-Result: not yet measured on these labels.
+Result (`tools/forgetting.py`, seed 0, jax 0.12, 2 cores; right labels and ROUGE-L of titles, in percent, standard
+errors over rows):
+
+                                    labels        titles
+    commonest answer                48.6 ± 3.0     5.7 ± 0.5
+    base                             0.4 ± 0.4    15.4 ± 0.7
+    labels                          77.5 ± 2.7     0.0 ± 0.0
+    then titles                      6.2 ± 1.6    32.0 ± 1.3
+    then titles with rehearsal      78.7 ± 2.6    34.0 ± 1.1
+    then titles by LoRA              0.0 ± 0.0    35.0 ± 1.3
+
+How much titles alone leave of the labels varies: 46.9 on another split of these rows, and 6.6 by LoRA.
 """
 
 from dataclasses import replace
