@@ -5,9 +5,10 @@
 
 Published (2104.08691, on T5): label words are no worse than common tokens, and those no worse than uniform numbers;
 20 tokens are better than 5, and those than one. Each model is asked for the labels of all held-out rows: the share of
-right answers, in percent, and the mean loss of the tokens of the right ones, in nats. Errors are the deviation over
-seeds, or of one seed the standard error over rows. Options that are not its own are passed on to `jaxllm train`; the
-same command goes on where it was stopped.
+right answers, in percent. Beside it stands the run's last held-out loss, over as many rows as the recipe's
+`eval.last_tokens` hold, in nats a token of an answer. Errors are the deviation over seeds, or of one seed the standard
+error over rows. Options that are not its own are passed on to `jaxllm train`; the same command goes on where it was
+stopped.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def options_of(settings: dict[str, str]) -> list[str]:
 
 
 def final_loss(folder: Path) -> float:
-    """The loss of what is held out after the last step."""
+    """The held-out loss after the last step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return next(line["final_loss"] for line in reversed(lines) if "final_loss" in line)
 

@@ -191,8 +191,8 @@ def _rows(command: Command) -> "list[Row]":
 
     data = load_run([command.held_out], "jaxllm eval --held-out").data
     rows = held_out_rows(data, progress=True)
-    _, template = open_text(user_path(command.model), command.chat)
-    if template is None or not data.skip_bad:
+    template = open_text(user_path(command.model), command.chat)[1] if data.skip_bad else None
+    if template is None:
         return rows
     left = accepted(rows, template)
     if not left:
