@@ -5,7 +5,19 @@
 The rows are the labels of `configs/sft/forgetting.py`: topics, polarities and stars, a fifth of the records of each
 task held out. The virtual tokens start as the words of the labels.
 
-Result: not yet measured.
+Result (`tools/compare_prompts.py`, seeds 0 to 2, 60 steps, on an H100 with jax 0.11; right labels in percent, held-out
+loss in nats a token of an answer, deviations over seeds):
+
+                               right          loss
+    commonest answer     48.6
+    1 token, common      18.9 ±  6.7    2.04 ± 0.47
+    5 tokens, common     28.2 ±  9.4    1.19 ± 0.33
+    20 tokens, common    41.9 ± 22.4    0.70 ± 0.50
+    20 tokens, uniform   53.1 ±  1.6    0.45 ± 0.11
+    20 tokens, labels    50.2 ±  1.8    0.55 ± 0.17
+
+More tokens are better, as published. What 20 start as makes no difference that three seeds show: common tokens are
+ahead with one (59.5 %) and lost with another (16.7 %). All parameters, trained as long, have 77.5 %.
 """
 
 from dataclasses import replace

@@ -7,7 +7,10 @@ epochs of 43 rows, in batches of 10, which are some 36 examples; AdamW with 0.9 
 evenly from 1e-5 to 1e-6 without a warm-up, and dropout of residual branches from 0 in the first layer to 0.3 in the
 last.
 
-Result: not yet measured.
+Result (seeds 0 to 2 on an H100 with jax 0.11, deviations over seeds): a held-out loss of 2.543 nats a token of an
+answer (0.004), where the base has 2.541, and a run without dropout (`--model.dropout 0`) 2.417 (0.001). So the dropout
+is too much for a model of this size that never saw any: with it, the loss of a training batch rises from 2.4 to 6.0,
+and with 0.3 in all layers to 13. How people like the answers, by which LIMA was judged, was not measured.
 """
 
 from dataclasses import replace

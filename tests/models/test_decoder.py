@@ -174,6 +174,22 @@ def test_embedding_and_each_branch_of_each_layer_are_dropped_independently():
     assert abs(kept.var() - variance) < 5 * variance * np.sqrt(2 / n)
 
 
+def test_dropout_grows_evenly_from_the_first_layer_to_the_last():
+    """Let only the two branches of one layer write ones."""
+    config = replace(ROPE, layers=4, width=512, first_dropout=0.0, dropout=0.6, attention_bias="all", mlp_bias=True)
+    model, ones = Transformer(config), re.compile("layers/.*(output|down)/bias")
+    run = jax.jit(lambda params: hidden(model, params, dropout_key=KEY))
+    for number, rate in enumerate((0.0, 0.2, 0.4, 0.6)):
+        writes = np.arange(4)[:, None] == number
+        params = map_with_path(
+            lambda path, x, writes=writes: x * 0.0 + (writes if ones.search(path) else path.startswith("final_norm")),
+            parameters(config),
+        )
+        x = np.asarray(run(params))
+        kept = x / x.max(axis=-1, keepdims=True)
+        assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / (2 * kept.size)) + 1e-6
+
+
 WIDE = replace(LEARNED, width=64, layers=4, vocab_size=300, mlp="swiglu", tied_embeddings=False)
 """Has every kind of leaf."""
 
