@@ -169,6 +169,7 @@ def conversation_cases() -> Iterator[Case]:
     yield "conversations that are none", chats(good + '{"prompt": "def"}\n{"messages": [{"role": "asistant"}]}\n{')
     yield "conversation without an answer", chats('{"messages": [{"role": "user", "content": "def"}]}\n')
     said = '{"messages": [{"role": "user", "content": "def"}, {"role": "assistant", "content": "a"}], '
+    yield "answers without a weight", chats(said.replace('"a"}', '"a", "weight": 0}') + '"id": 1}\n')
     yield "tools that are no objects", chats(said + '"tools": ["get_weather"]}\n')
     yield "calls of an old form", chats(said.replace('"a"}', '"a", "function_call": {"name": "f"}}') + '"id": 1}\n')
     yield "conversations without a template", chats(good, "--tokenizer.chat-template", "None")

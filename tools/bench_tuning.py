@@ -1,6 +1,6 @@
 """Tokens a second and peak memory of a step of LoRA, ours against PEFT's in a plain loop and in TRL's SFTTrainer.
 
-    pip install -e .[bench] peft trl && python tools/bench_tuning.py --json results.json
+    pip install -e .[bench] && python tools/bench_tuning.py --json results.json
     python tools/bench_tuning.py --ours-python jax-0.10=.venv/bin/python --ours-python jax-0.12=.venv-3.13/bin/python
 
 One step is forward, backward, clipping by the global norm and AdamW of LoRA with rank 8 on all linear maps of the
@@ -195,7 +195,7 @@ def serve_trainer(way_back: Any, targets: str, dtype: str, rows: int) -> None:
             output_dir=folder,
             per_device_train_batch_size=rows,
             max_length=LENGTH,
-            max_steps=100,
+            max_steps=1_000_000,
             learning_rate=RATE,
             weight_decay=0.0,
             max_grad_norm=CLIP,

@@ -1,11 +1,12 @@
 """What a model forgets of one kind of task when it is tuned for another, with and without rehearsal, and by LoRA.
 
-    tools/fetch_pretrained && python tools/forgetting.py runs/forgetting
+    tools/fetch_pretrained && python tools/forgetting.py runs/forgetting --seeds 0 1 2
 
 Tunes all parameters to label texts (`configs/sft/forgetting.py`), then goes on from there with titles: alone, with a
 fifth of rehearsal, and alone by LoRA. Each model is asked for held-out labels (share of right answers) and titles
-(ROUGE-L), in percent; standard errors are over rows, of which several are of one record. The line "commonest answer"
-always gives that of the training rows of a task. The same command goes on where it was stopped.
+(ROUGE-L), in percent, plus or minus the deviation over seeds, or of one seed the standard error over rows, of which
+several are of one record. The line "commonest answer" always gives that of the training rows of a task. The same
+command goes on where it was stopped.
 """
 
 import argparse
@@ -31,32 +32,40 @@ RUNS = {
 ASKED = {"labels": ("exact", forgetting.LABELS), "titles": ("rougeL", forgetting.TITLES)}
 
 
+def ask_both(results: Results, run: str, model: Path, folder: Path, limit: int) -> None:
+    """Asks a model for labels and for titles, but for what is known."""
+    for kind, (metric, tasks) in ASKED.items():
+        if not results.has(run, kind):
+            words = ("--held-out", RECIPE, "--limit", str(limit), "--tasks", *tasks)
+            found = ask(model, folder / f"{model.name}-{kind}.json", [metric], *words)
+            results.add(run, kind, found["mean"][metric])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of the runs and their results")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--limit", type=int, default=40, help="held-out rows of each task")
     options = parser.parse_args()
     folder = options.folder.resolve()
     os.chdir(ROOT)
-    results, data = Results(folder, seed=options.seed, limit=options.limit), forgetting.recipe().data
+    results, data = Results(folder, limit=options.limit), forgetting.recipe().data
     for kind, (metric, tasks) in ASKED.items():
         if not results.has(COMMONEST, kind):
             asked = chosen_rows(held_out_rows(data), tasks, options.limit)
             results.add(COMMONEST, kind, commonest(data, asked, [metric])[metric])
-    for name, overrides in {"base": None, **RUNS}.items():
-        own = ROOT / BASE if overrides is None else folder / name.replace(" ", "_")
-        if overrides is not None and not results.has(name, "cost"):
-            begin = () if name == "labels" else ("--base", folder / "labels")
-            results.add(name, "cost", train(own, RECIPE, "--seed", str(options.seed), *begin, *overrides))
-        for kind, (metric, tasks) in ASKED.items():
-            if not results.has(name, kind):
-                out = folder / f"{name.replace(' ', '_')}-{kind}.json"
-                words = ("--held-out", RECIPE, "--limit", str(options.limit), "--tasks", *tasks)
-                results.add(name, kind, ask(own, out, [metric], *words)["mean"][metric])
+    ask_both(results, "base", ROOT / BASE, folder, options.limit)
+    for seed in options.seeds:
+        for name, overrides in RUNS.items():
+            run, own = f"{name}, seed {seed}", folder / f"{name.replace(' ', '_')}-{seed}"
+            if not results.has(run, "cost"):
+                begin = () if name == "labels" else ("--base", folder / f"labels-{seed}")
+                results.add(run, "cost", train(own, RECIPE, "--seed", str(seed), *begin, *overrides))
+            ask_both(results, run, own, folder, options.limit)
     print(f"{'':28}{'labels':>14}{'titles':>14}")
-    for name, of_run in results.all.items():
-        print(f"{name:28}{shown([of_run['labels']]):>14}{shown([of_run['titles']]):>14}")
+    for name in (COMMONEST, "base", *RUNS):
+        runs = [found for run, found in results.all.items() if run.partition(", seed")[0] == name]
+        print(f"{name:28}" + "".join(f"{shown([found[kind] for found in runs]):>14}" for kind in ASKED))
 
 
 if __name__ == "__main__":

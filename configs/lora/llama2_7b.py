@@ -1,6 +1,6 @@
 """Llama 2 7B with LoRA on all linear maps of its blocks, on one node of 8 GPUs.
 
-    jaxllm plan configs/lora/llama2_7b.py --topology h100:8
+    jaxllm plan configs/lora/llama2_7b.py --topology h100:8    # with the extra [cuda]
     jaxllm train configs/lora/llama2_7b.py
 
 Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama

@@ -1,6 +1,6 @@
 """Llama 3 70B with LoRA on all linear maps of its blocks, on a slice of 64 TPU v5p chips.
 
-    jaxllm plan configs/lora/llama3_70b.py --topology v5p:4x4x4
+    jaxllm plan configs/lora/llama3_70b.py --topology v5p:4x4x4    # with the extra [plan]
     jaxllm train configs/lora/llama3_70b.py
 
 Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama

@@ -180,7 +180,7 @@ def encode_training(
             parts = [whole.text] if text is None else marked.parts(whole.text, text)
             turn = _Turns(template.name, special, whole, parts, end)
             spans = turn.marked(len(own)) if template.marks else turn.prompted(chat, own, texts)
-            turn.check_calls(chat, own, spans)
+            turn.check_tools(chat, own, spans)
             kept = [span for span, i in zip(spans, own, strict=True) if chat.messages[i].get("weight", 1)]
             found.append(_encoded(tokenizer, parts, kept))
         except UserError as error:
@@ -238,11 +238,17 @@ class _Turns:
             spans.append((start, stop))
         return spans
 
-    def check_calls(self, chat: Chat, turns: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
+    def check_tools(self, chat: Chat, turns: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
         """
         Raises:
-            UserError: a turn calls a tool, and its text does not name it.
+            UserError: a turn calls a tool, and its text does not name it; or the whole does not name one that there is.
         """
+        for tool in chat.tools or ():
+            if isinstance(name := tool.get("function", tool).get("name"), str) and name not in self._whole.text:
+                raise UserError(
+                    f"{self._name}: it does not tell of the tool {name!r}; "
+                    "tokenizer.chat_template may name one that knows tools"
+                )
         for i, (start, stop) in zip(turns, spans, strict=True):
             for call in chat.messages[i].get("tool_calls") or ():
                 if (name := call["function"]["name"]) not in self._whole.text[start:stop]:

@@ -49,6 +49,8 @@ def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) ->
         raise BadRow(f"{where}: no field '{missing[0]}'; it has {', '.join(fields)}; set data.sources.N.format")
     read = (*KEYS[kind], *OTHERS[kind], "tools")
     fields = {key: _plain(fields[key], f"{where}, field '{key}'") for key in read if key in fields}
+    if source.kind == "parquet":
+        fields = {key: _own(value) for key, value in fields.items()}
     messages = _READ[kind](fields, where)
     if source.system is not None and not any(message.get("role") in ("system", "developer") for message in messages):
         messages = [{"role": "system", "content": source.system}, *messages]
@@ -58,21 +60,13 @@ def conversation(fields: Mapping[str, Any], source: SourceConfig, where: str) ->
 
 
 def said(chat: Chat) -> str:
-    """All that is said in a conversation; empty, if the assistant says nothing."""
-    answers = [message for message in chat.messages if message["role"] == "assistant"]
-    if not any(_says(message.get("content")) or message.get("tool_calls") for message in answers):
-        return ""
+    """All that is said in a conversation."""
     contents = (
         [message.get("content"), *(call["function"] for call in message.get("tool_calls") or ())]
         for message in chat.messages
     )
     parts = (part for message in contents for part in message if part)
     return "\n".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
-
-
-def _says(content: Any) -> bool:
-    """Whether a text, or one of the parts, is not empty."""
-    return any(part.get("text", True) for part in content) if isinstance(content, list) else bool(content)
 
 
 def _format(fields: Mapping[str, Any], where: str) -> str:
@@ -169,13 +163,29 @@ def _checked(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str
         is_parts = isinstance(content, list) and all(isinstance(part, Mapping) for part in content)
         if not (isinstance(content, str) or is_parts or role == "tool"):
             raise BadRow(f"{at}: 'content' is neither text nor a list of parts, got {content!r:.60}")
+        if is_parts and content and all(part.get("type") == "text" and "text" in part for part in content):
+            known["content"] = "".join(checked_text(part["text"], f"{at}, 'text'") for part in content)
         checked.append(known)
-    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in checked):
-        wrong = "every message of the assistant has the weight 0"
-        if not any(message["role"] == "assistant" for message in checked):
-            wrong = "no assistant message"
-        raise BadRow(f"{where}: {wrong}: nothing would be trained")
+    _check_answers(checked, where)
     return checked
+
+
+def _check_answers(messages: Sequence[Mapping[str, Any]], where: str) -> None:
+    """
+    Raises:
+        BadRow: nothing could be trained on.
+    """
+    answers = [message for message in messages if message["role"] == "assistant"]
+    trained = [message for message in answers if message.get("weight", 1)]
+    if not answers:
+        wrong = "no assistant message"
+    elif not trained:
+        wrong = "every message of the assistant has the weight 0"
+    elif not any(message.get("content") or message.get("tool_calls") for message in trained):
+        wrong = "the assistant says nothing"
+    else:
+        return
+    raise BadRow(f"{where}: {wrong}: nothing would be trained")
 
 
 def _call(call: Mapping[str, Any], at: str) -> dict[str, Any]:
@@ -209,6 +219,13 @@ def _parsed(value: Any, where: str, kind: type | tuple[type, ...]) -> Any:
 
 def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if item is not None}
+
+
+def _own(value: Any) -> Any:
+    """`value` of Parquet without the fields that it has none of: there all records have the fields of any of them."""
+    if isinstance(value, dict):
+        return {key: _own(item) for key, item in value.items() if item is not None}
+    return [_own(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -229,8 +229,8 @@ def _tokenise(
     """Writes the streams of all splits and returns what `prepare_corpus` reads back."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     documents = track(kept_documents(sources, found), len(found.size), "Tokenising", progress)
-    counts, tokens, bad = np.zeros((len(found.tasks), 2), int), 0, found.bad
-    size = 0
+    counts, refused = np.zeros((len(found.tasks), 2), int), BadRows()
+    tokens = size = 0
     with contextlib.ExitStack() as stack:
         writers = [
             [
@@ -241,12 +241,13 @@ def _tokenise(
         ]
         for (task, held_out, document), made in encoded(documents, Encoder(tokenizer, dtype, template), data.workers):
             if isinstance(made, UserError):
-                bad = bad.joined(str(made))
+                refused = refused.joined(str(made))
                 continue
             writers[found.tasks[task][0]][held_out].add(document, task, *made)
             counts[task, int(held_out)] += 1
             tokens += len(made.ids) - (0 if document.chat else 1 + len(document.parts))
             size += sum(len(part.encode()) for part in document.parts)
+    bad = found.bad.followed_by(refused)
     if not data.skip_bad:
         bad.refuse()
     report = CorpusReport(

@@ -44,6 +44,10 @@ class BadRows:
         """With one more of them."""
         return BadRows(self.count + 1, self.of, (*self.first, reason)[:NAMED])
 
+    def followed_by(self, later: "BadRows") -> "BadRows":
+        """With those that were found later among the same documents; the first of both are named."""
+        return BadRows(self.count + later.count, self.of, (*self.first, *later.first))
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -65,7 +69,7 @@ class Survey:
     duplicates: int
     """Documents dropped because an earlier one, of any source, has the same text (and target)."""
     empty: int
-    """Documents dropped because they have no text; pairs and conversations, because they have no target."""
+    """Documents dropped because they have no text; pairs, because they have no target."""
     bad: BadRows
     """Rows dropped because they are no document."""
 

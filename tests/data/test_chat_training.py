@@ -155,6 +155,14 @@ def test_a_call_that_the_template_does_not_write_is_refused(tokenizer):
     assert "some.jinja: it does not write the call of the tool 'value' in message 2" in str(found)
 
 
+@pytest.mark.parametrize("tool", [{"type": "function", "function": {"name": "value"}}, {"name": "value"}])
+def test_a_tool_that_the_template_does_not_tell_of_is_refused(tokenizer, tool):
+    (found,) = encoded(TURNS, tokenizer, Chat(said("one", "two").messages, [tool]))
+    assert str(found).startswith("some.jinja: it does not tell of the tool 'value'; tokenizer.chat_template may name")
+    (found,) = encoded(TURNS, tokenizer, Chat(said("one value", "two").messages, [tool]))
+    assert trained(tokenizer, found) == ["two<|end|>"]
+
+
 @pytest.mark.parametrize("mark", ["{% endgeneration %}<|end|>", "<|end|>{% endgeneration %}"])
 def test_marks_count_and_are_extended_to_the_end_of_the_turn(tokenizer, mark):
     source = (

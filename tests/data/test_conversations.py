@@ -22,6 +22,7 @@ ASKED = turns("one", "two")
 DEEP: dict = {}
 for _ in range(2000):
     DEEP = {"of": [DEEP]}
+EMPTY = [{"type": "text", "text": ""}]
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 
@@ -105,14 +106,30 @@ def test_a_system_message_is_put_before_conversations_that_have_none():
     assert read({"messages": [own, *ASKED]}, system="be terse").messages == [own, *ASKED]
 
 
-def test_all_that_is_said_is_its_text_and_an_assistant_that_says_nothing_has_none():
+def test_all_that_is_said_is_its_text():
     call = [*ASKED[:1], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": "ü"}}]}]
     assert said(read({"messages": ASKED})) == "one\ntwo"
     assert said(read({"messages": call})) == 'one\n{"name": "f", "arguments": {"x": "ü"}}'
-    assert said(read({"prompt": "one", "completion": ""})) == ""
-    empty = {"role": "assistant", "content": [{"type": "text", "text": ""}]}
-    assert said(read({"messages": [*ASKED[:1], empty]})) == ""
-    assert said(read({"messages": [*ASKED[:1], {**empty, "content": [{"type": "image"}]}]})) != ""
+
+
+def test_parts_that_are_texts_are_one_text():
+    parts = [{"type": "text", "text": text} for text in ("t", "wo")]
+    assert read({"messages": [ASKED[0], {"role": "assistant", "content": parts}]}).messages == ASKED
+    with_image = [{"type": "image", "url": "x"}, *parts]
+    assert read({"messages": [{"role": "user", "content": with_image}, ASKED[1]]}).messages[0]["content"] == with_image
+
+
+def test_records_of_parquet_have_no_field_of_another_record():
+    def called(arguments, properties):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}
+        return {"messages": [ASKED[0], {"role": "assistant", "tool_calls": [call]}], "tools": [tool]}
+
+    own = called({"x": [{"of": 1}]}, {"x": {"type": "array"}})
+    padded = called({"x": [{"of": 1, "at": None}], "city": None}, {"x": {"type": "array", "of": None}, "city": None})
+    source = SourceConfig(kind="parquet", path="x", format="auto")
+    assert conversation(padded, source, "a.parquet:7") == conversation(own, source, "a.parquet:7")
+    assert read(padded) != read(own)  # JSON says none where it means it
 
 
 def test_texts_may_be_bytes_as_tfds_gives_them():
@@ -151,6 +168,13 @@ def test_texts_may_be_bytes_as_tfds_gives_them():
             "auto",
             {"messages": [*ASKED[:1], {**ASKED[1], "weight": 0}]},
             "every message of the assistant has the weight 0",
+        ),
+        ("auto", {"prompt": "one", "completion": ""}, "the assistant says nothing: nothing would be trained"),
+        ("auto", {"messages": [ASKED[0], {"role": "assistant", "content": EMPTY}]}, "the assistant says nothing"),
+        (
+            "auto",
+            {"messages": [ASKED[0], {**ASKED[1], "weight": 0}, ASKED[0], {"role": "assistant", "content": ""}]},
+            "the assistant says nothing",
         ),
         ("auto", {"messages": ASKED, "tools": "{"}, "field 'tools': not JSON: '{'"),
         ("auto", {"messages": ASKED, "tools": "{}"}, "field 'tools': expected JSON with a list, got {}"),

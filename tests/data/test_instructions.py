@@ -265,10 +265,10 @@ def test_tasks_of_one_name_in_two_sources_are_told_apart(write, model_path):
     assert [task.name for task in corpus.tasks] == ["t (data.sources.0)", "t (data.sources.1)"]
 
 
-def test_equal_conversations_are_kept_once_and_empty_answers_are_dropped(write, model_path):
-    rows = [{"prompt": "p", "completion": c} for c in ("a", "b", "a", "")]
+def test_equal_conversations_are_kept_once(write, model_path):
+    rows = [{"prompt": "p", "completion": c} for c in ("a", "b", "a")]
     report = prepared(write(rows), model=model_path).report
-    assert (report.documents, report.duplicates, report.empty) == (2, 1, 1)
+    assert (report.documents, report.duplicates, report.empty) == (2, 1, 0)
 
 
 def test_another_template_is_another_corpus(write, model_path, tmp_path):
@@ -326,6 +326,9 @@ def test_a_row_that_the_chat_template_refuses_is_bad(write, model_path, tmp_path
         prepared(write(rows), model=model_path, template=template)
     corpus = prepared(write(rows), model=model_path, template=template, skip_bad=True)
     assert (corpus.report.documents, corpus.report.bad.count, len(corpus.train[0])) == (1, 1, 1)
+    bad = prepared(write([*rows, *"{{{{{{"]), model=model_path, template=template, skip_bad=True).report.bad
+    assert bad.count == 7
+    assert [("not JSON" in reason, "no system" in reason) for reason in bad.first] == [(True, False)] * 5 + [(0, 1)]
 
 
 def test_texts_that_are_none_are_left_out_too(write, model_path):

@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import pytest
 
-from jaxllm.config import MeshConfig
+from jaxllm.config import LoraConfig, MeshConfig, TuningConfig
 from jaxllm.models.table import parameter_table
-from jaxllm.planning.compilation import Allocation, TooLarge
+from jaxllm.planning.compilation import Allocation, TooLarge, compile_step
 from jaxllm.planning.memory import device_bytes, gradient_bytes, largest, memory_of, refused, short_name, state_tensors
 from jaxllm.planning.text import parse
+from jaxllm.planning.topology import target
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.rules import spec
 from jaxllm.train.state import abstract_state
@@ -30,6 +31,15 @@ def test_the_state_is_cut_as_the_rules_say(compiled, config):
     assert found.optimizer == 2 * parameters + 4 * 2  # two moments and two counters
     assert found.ema == found.code == 0
     assert found.state == 3 * parameters + 8
+
+
+def test_an_adapter_has_the_gradients_and_the_optimizers_state_and_its_base_is_kept(compiled, config):
+    tuning = TuningConfig(method="lora", lora=LoraConfig(rank=1), base_dtype="bfloat16")
+    outcome = compile_step(dataclasses.replace(config, tuning=tuning), target("cpu:8"))
+    found, base = memory_of(outcome), memory_of(compiled).parameters
+    assert 0 < found.parameters == found.gradients < base / 2
+    assert found.optimizer == 2 * found.parameters + 4 * 2
+    assert base / 2 <= found.frozen < 1.1 * base / 2  # norms stay in float32
 
 
 @pytest.mark.parametrize(("stage", "parts"), [(0, 1), (1, 1), (2, 4), (3, 4)])

@@ -40,8 +40,8 @@ CONFIG = RunConfig(
 B, T = 8, 32
 
 
-def batch(seed=0, bad=False):
-    """Two documents a row and some tokens without weight, unevenly over the rows."""
+def batch(seed=0, weight=1.0):
+    """Two documents a row and some tokens without a weight, unevenly over the rows."""
     rng = np.random.default_rng(seed)
     split = np.arange(T) < 11
     return {
@@ -49,7 +49,7 @@ def batch(seed=0, bad=False):
         "targets": rng.integers(0, 64, (B, T)).astype(np.int32),
         "segments": np.tile(np.where(split, 1, 2).astype(np.int32), (B, 1)),
         "positions": np.tile(np.where(split, np.arange(T), np.arange(T) - 11).astype(np.int32), (B, 1)),
-        "weights": (rng.random((B, T)) < np.linspace(0.1, 1, B)[:, None]).astype(np.float32) * (np.nan if bad else 1),
+        "weights": (rng.random((B, T)) < np.linspace(0.1, 1, B)[:, None]).astype(np.float32) * weight,
     }
 
 
@@ -68,7 +68,7 @@ def run(config, sizes=None, devices=1, steps=20, bad_at=()):
     step = make_step(config, mesh)
     history = []
     for k in range(steps):
-        state, metrics = step(state, place(batch(k, k in bad_at), mesh))
+        state, metrics = step(state, place(batch(k, np.nan if k in bad_at else 1.0), mesh))
         history.append({name: np.asarray(value) for name, value in metrics.items()})
     return state, history
 
@@ -359,6 +359,12 @@ def test_step_that_is_not_finite_is_skipped_and_counted_when_asked():
     np.testing.assert_allclose([m["learning_rate"] for m in history], [0.0, 0.005, 0.005], atol=1e-9)
     assert int(state.step) == 3
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient():
+    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    _, metrics = make_step(CONFIG, mesh)(initial_state(CONFIG, mesh), place(batch(weight=0.0), mesh))
+    assert [float(metrics[name]) for name in ("loss", "grad_norm", "tokens", "finite")] == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_ema_follows_the_parameters():
