@@ -1,7 +1,7 @@
 """What the number of virtual tokens, and what they start as, are worth: `configs/prompt/labels.py` with each.
 
-    tools/fetch_pretrained && python tools/compare_prompts.py runs/prompts
-    python tools/compare_prompts.py runs/longer --seeds 0 1 2 --train.steps 300
+    tools/fetch_pretrained && python tools/compare_prompts.py runs/prompts --seeds 0 1 2
+    python tools/compare_prompts.py runs/longer --train.steps 300
 
 Published (2104.08691, on T5): label words are no worse than common tokens, and those no worse than uniform numbers;
 20 tokens are better than 5, and those than one. Each model is asked for the labels of all held-out rows: the share of
@@ -63,12 +63,13 @@ def main() -> None:
             if not results.has(run, "exact"):
                 found = ask(own, own.with_suffix(".json"), ["exact"], "--held-out", RECIPE)
                 results.add(run, "exact", found["mean"]["exact"])
-    print(f"{'':28}{'right':>14}{'loss':>8}")
+    print(f"{'':28}{'right':>14}{'loss':>14}")
     print(f"{COMMONEST:28}{shown([results.all[COMMONEST]['exact']]):>14}")
     for name in RUNS:
         runs = [results.all[f"{name}, seed {seed}"] for seed in options.seeds]
-        loss = statistics.mean(of_run["loss"] for of_run in runs)
-        print(f"{name:28}{shown([of_run['exact'] for of_run in runs]):>14}{loss:8.3f}")
+        losses = [of_run["loss"] for of_run in runs]
+        loss = f"{statistics.mean(losses):.2f}" + (f" ± {statistics.stdev(losses):.2f}" if len(losses) > 1 else "")
+        print(f"{name:28}{shown([of_run['exact'] for of_run in runs]):>14}{loss:>14}")
 
 
 if __name__ == "__main__":

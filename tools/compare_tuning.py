@@ -1,7 +1,7 @@
 """What ways of tuning give: answers that are right, on tasks that were trained and on others, and what they cost.
 
     tools/fetch_pretrained && python tools/compare_tuning.py runs/comparison
-    python tools/compare_tuning.py runs/comparison --methods full lora --seeds 0 1 2
+    python tools/compare_tuning.py runs/comparison --seeds 0 1 2
     python tools/compare_tuning.py runs/epoch --train.steps 350 --train.batch-size 16
 
 Trains the recipes of `configs/*/smollm2_multitask*.py` with each seed, and asks each model, and the base, what is held
@@ -9,7 +9,8 @@ out. Of each trained task whose answers are short the model writes answers to `-
 case, punctuation and articles (SQuAD's exact match), F1 is of their words. Of each task that is not trained it chooses
 among the task's answers by likelihood, for twice as many rows with each right answer: `recall` is the share that is
 right of each answer, and their mean; one answer to all has 1 / answers. The line "commonest answer" always gives that
-of the training rows of a task, or any one of those that are not trained.
+of the training rows of a task, or any one of those that are not trained. MiB are the most that a training takes of the
+host's memory.
 
 Options that are not its own are passed on to `jaxllm train`. Printed are the means over tasks in percent, plus or minus
 the deviation over seeds, or of one seed the standard error over rows. What is in `results.json` is not done again, and
@@ -119,7 +120,7 @@ def table(results: dict[str, dict[str, Any]], overrides: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of the runs and their results")
-    parser.add_argument("--methods", nargs="+", choices=RECIPES, default=["full", "lora", "prompt", "hybrid"])
+    parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--limit", type=int, default=20, help="rows of each trained task")
     options, overrides = parser.parse_known_args()
