@@ -1,6 +1,7 @@
 """`jaxllm data`: prepares the corpus of a recipe and measures its loader, or shows its rows."""
 
 import difflib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +40,10 @@ def run(argv: list[str]) -> int:
 
     if argv[:1] == ["show"]:
         config, options = load_run_with(argv[1:], "jaxllm data show", Show())
-        _show(_loader(config), options)
+        loader = _loader(config)
+        _show(loader, options)
+        for lost in loader.losses():
+            print(f"[{lost}]", file=sys.stderr)
     else:
         config = load_run(argv, "jaxllm data")
         _describe(config.name, _loader(config))

@@ -64,9 +64,10 @@ def load_run_with(
     config, wrong = (RunConfig(), {}) if wants_help else _base(argv, prog)
     options = argv if wants_help else argv[1:]
     (given, run), unknown, unread = _overridden(options, own, config, prog)
+    if run.base is not None and any(word.partition("=")[0] == "--base" for word in options):
+        begun = _of_base(dataclasses.replace(config, base=run.base))
+        (given, run), unknown, unread = _overridden(options, own, begun, prog)
     wrong |= unread
-    if run.base not in (None, config.base) and run.model == config.model:
-        run = _of_base(run)
     mistakes, known = [*unknown, *wrong.values()], None
     if devices and not (waits(given) and (mistakes or problems(run, None, wrong))):
         known = devices(given)

@@ -148,11 +148,11 @@ class RunConfig:
     base: str | None = None
     """The folder of a run or of an imported model, whose parameters, tokenizer and chat template the run begins with;
     given here, it brings its `model` with it. None begins with random numbers."""
-    model: TransformerConfig = TransformerConfig()  # noqa: RUF009  frozen
-    data: DataConfig = DataConfig()  # noqa: RUF009
-    tokenizer: TokenizerConfig = TokenizerConfig()  # noqa: RUF009
-    objective: ObjectiveConfig = ObjectiveConfig()  # noqa: RUF009
-    tuning: TuningConfig = TuningConfig()  # noqa: RUF009  frozen
+    model: TransformerConfig = TransformerConfig()
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    tuning: TuningConfig = TuningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

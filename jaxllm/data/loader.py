@@ -108,9 +108,11 @@ class Loader:
             if source.weight < 0:
                 raise UserError(f"{where}: weight is {source.weight}; expected 0 or more")
             if source.weight > 0 and not any(len(plan) for task, plan in tasks if task.source == s):
+                bad = self.corpus.report.bad
+                such = f" ({bad.count:,} of {bad.of:,} cannot be used, such as {bad.first[0]})" if bad.count else ""
                 raise UserError(
-                    f"{where} has no training document: all are held out, repeat another source's or are left out; "
-                    "set its weight to 0 or lower data.validation_fraction"
+                    f"{where} has no training document: all are held out, repeat another source's or are left out"
+                    f"{such}; set its weight to 0, lower data.validation_fraction or raise data.sequence_length"
                 )
         if not any(source.weight for source in self._sources):
             raise UserError("every weight in data.sources is 0; give one source a positive weight")

@@ -55,8 +55,8 @@ def task_name(source: SourceConfig) -> str:
     return name.removesuffix(".gz").rpartition(".")[0] or name or source.kind
 
 
-def parse_source(text: str, field: str = "text") -> SourceConfig:
-    """`stdlib`, `KIND:PATH`, or a path whose suffix says the kind, as a configuration.
+def parse_source(text: str, field: str = "text", otherwise: str = "") -> SourceConfig:
+    """`stdlib`, `KIND:PATH`, or a path whose suffix says the kind, which is `otherwise` that one, as a configuration.
 
     Raises:
         UserError: the kind cannot be told.
@@ -65,7 +65,7 @@ def parse_source(text: str, field: str = "text") -> SourceConfig:
     kind, _, path = text.partition(":")
     if kind not in kinds:
         path = text
-        kind = next((kind for kind, suffixes in SUFFIXES.items() if path.lower().endswith(suffixes)), "")
+        kind = next((kind for kind, suffixes in SUFFIXES.items() if path.lower().endswith(suffixes)), otherwise)
     if not kind:
         raise UserError(f"source '{text}': give it as KIND:PATH, where KIND is one of {', '.join(kinds)}")
     return from_dict(SourceConfig, {"kind": kind, "path": path or None, "field": field})

@@ -159,7 +159,7 @@ def survey(sources: Sequence[Source], split: Split, *, skip_bad: bool = False, p
         bad.refuse()
     split.check(there)
     if not kept.size:
-        left_out = f"{empty} empty documents" + (f", {bad.count} bad ones" if bad.count else "")
+        left_out = f"{empty} empty documents" + (f", {bad.count} bad ones, such as {bad.first[0]}" if bad.count else "")
         raise UserError(f"the data is empty: the sources hold no text ({left_out})")
     return Survey(
         source=np.frombuffer(kept.source, np.int32),

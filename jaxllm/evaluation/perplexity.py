@@ -19,13 +19,13 @@ def read_texts(path: str, field: str) -> list[str]:
     """The texts of a source: a plain file is one text, and of JSON lines or Parquet each row is one.
 
     Args:
-        path: as `parse_source` takes it.
+        path: as `parse_source` takes it; a plain file, if its suffix says nothing.
         field: of the text, where rows have fields.
 
     Raises:
         UserError: a file cannot be read, is not text, or there is none.
     """
-    source = open_source(parse_source(path, field), cache_root(None))
+    source = open_source(parse_source(path, field, otherwise="text"), cache_root(None))
     documents = (source[i] for i in range(len(source)))
     texts = ["".join(part.text for part in parts) for _, parts in groupby(documents, _whole)]
     texts = [text for text in texts if text]

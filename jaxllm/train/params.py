@@ -77,7 +77,9 @@ def load_adapter(run_folder: Path, base: str) -> tuple[RunConfig, Tree]:
         raise UserError(f"the run in '{run_folder}' has trained all of its parameters, and is no adapter")
     origin = read_origin(run_folder)
     if origin is not None and origin.fingerprint not in ("", base):
-        raise UserError(f"'{run_folder}' is an adapter for another base, the model in '{config.base}'")
+        raise UserError(
+            f"'{run_folder}' is an adapter for another base: the model in '{config.base}', as it was when the run began"
+        )
     return config, trained
 
 
@@ -90,14 +92,17 @@ def load_own_base(run_folder: Path, config: RunConfig) -> Tree:
     assert config.base is not None
     base_folder = user_path(config.base)
     origin = read_origin(run_folder)
-    base_config, base, info = load_run_params(base_folder, None if origin is None else origin.step)
-    check_base(config, base_config)
-    known = "" if origin is None else origin.fingerprint
-    if known and known != fingerprint(base_folder, info.step, base):
-        raise UserError(
-            f"'{run_folder}' is an adapter for another base than what lies in '{base_folder}' now: put back the model "
-            "that it was trained on"
-        )
+    check_base(config, saved_config(base_folder))
+    other = UserError(
+        f"'{run_folder}' is an adapter for another base than what lies in '{base_folder}' now: put back the model that "
+        "it was trained on"
+    )
+    with Checkpoints(base_folder) as checkpoints:
+        if origin is not None and origin.step not in checkpoints.steps():
+            raise other
+    _, base, info = load_run_params(base_folder, None if origin is None else origin.step)
+    if origin is not None and origin.fingerprint not in ("", fingerprint(base_folder, info.step, base)):
+        raise other
     return base
 
 
@@ -137,10 +142,13 @@ def load_base(
     assert config.base is not None
     folder = user_path(config.base)
     base_config = saved_config(folder)
-    check_base(config, base_config)
+    check_base(config, base_config, "; --base on the command line brings its model with it")
+    other = UserError(f"base = '{config.base}': is not what this run began with; put that model back")
     specs = flatten(parameter_specs(parameter_table(config.model), config.mesh.zero_stage))
     places = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     with Checkpoints(folder) as checkpoints:
+        if origin is not None and origin.step not in checkpoints.steps():
+            raise other
         step = _chosen(folder, checkpoints, None if origin is None else origin.step)
         if frozen_table(base_config):
             everywhere = dict.fromkeys(trained_table(base_config), NamedSharding(mesh, P()))
@@ -156,7 +164,7 @@ def load_base(
                 del x  # before the next one is read
             found = Origin(step, _hash_of(sums))
     if origin is not None and origin.fingerprint not in ("", found.fingerprint):
-        raise UserError(f"base = '{config.base}': is not what this run began with; put that model back")
+        raise other
     return kept, found
 
 
@@ -186,10 +194,10 @@ def with_base_tokenizer(config: RunConfig) -> RunConfig:
     return replace(config, tokenizer=own)
 
 
-def check_base(config: RunConfig, base: RunConfig) -> None:
+def check_base(config: RunConfig, base: RunConfig, remedy: str = "") -> None:
     """
     Raises:
-        UserError: the model of a run is not of the shape of its base.
+        UserError: the model of a run is not of the shape of its base; with what would do.
     """
     if base.tuning.method in VIRTUAL:
         raise UserError(f"base = '{config.base}': has virtual tokens or gates, which cannot be a part of a base")
@@ -197,8 +205,7 @@ def check_base(config: RunConfig, base: RunConfig) -> None:
     changed = differences(base.model, config.model)
     if wrong := [line for line in changed if line.split(":")[0].split(".")[0] not in free]:
         raise UserError(
-            f"base = '{config.base}': its model is another one than that of the run: {', '.join(wrong)}; "
-            "--base on the command line brings its model with it"
+            f"base = '{config.base}': its model is another one than that of the run: {', '.join(wrong)}{remedy}"
         )
 
 

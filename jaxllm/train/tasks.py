@@ -55,7 +55,7 @@ class Forgetting:
         if results is None or not writes:
             return
         if when == "before" and (left := [name for name, x in zip(self._names, results, strict=True) if x is None]):
-            self._report.say(f"{len(left)} tasks hold nothing out, and are not measured: {', '.join(left)}")
+            self._report.say(f"tasks that hold nothing out are not measured: {', '.join(left)}")
         with writing_in(self._folder):
             old = {line["task"]: line for line in read_tasks(self._folder)} if when == "after" else {}
             lines = [

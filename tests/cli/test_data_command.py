@@ -111,7 +111,8 @@ def test_bad_rows_are_told_of_with_the_option_that_leaves_them_out(chats):
 
 def test_rows_are_shown_with_brackets_around_what_is_trained(chats, capsys):
     assert run(["show", str(chats), "--skip-bad", "--task", "self", "--rows", "2"]) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert "\n[1 of 42 documents could not be used, and were left out]\n" in told
     assert printed.count("task 'self'") == 2
     piece = r"-- rows\.jsonl:\d+, all of its \d+ tokens\n<s>### Instruction:\nname \d+\n\n### .*\n⟦self</s>⟧"
     shown = re.findall(piece, printed)

@@ -327,6 +327,15 @@ def test_overrides_that_contradict_each_other_are_all_told():
     assert [line.split(" = ")[0].strip() for line in lines[1:]] == ["name", "model.kv_heads", "data.sequence_length"]
 
 
+def test_a_base_on_the_command_line_brings_its_model_to_which_the_other_options_are_applied(here):
+    based = load(QUICKSTART, "--model.layers", "2", "--model.dropout", "0.2")
+    (here / "based").mkdir()
+    save_config(here / "based", based)
+    for words in (["--base", "based", "--model.dropout", "0.1"], ["--model.dropout=0.1", "--base=based"]):
+        assert load(QUICKSTART, *words).model == replace(based.model, dropout=0.1)
+    assert load(QUICKSTART, "--base", "based").model.dropout == load(QUICKSTART).model.dropout
+
+
 @pytest.mark.parametrize("argv", [["--help"], [QUICKSTART, "--help"]])
 def test_help_lists_every_field_with_its_text(capsys, argv):
     with pytest.raises(SystemExit) as stop:
@@ -336,3 +345,4 @@ def test_help_lists_every_field_with_its_text(capsys, argv):
     assert "usage: jaxllm train RECIPE" in out
     assert "RECIPE is a Python file with a function recipe()" in out
     assert "--optimizer.schedule.warmup-steps INT Steps of linear warm-up from 0." in out
+    assert "noqa" not in out

@@ -177,7 +177,7 @@ def test_bad_documents_are_counted_and_the_first_are_named():
     assert len(found.size) == 667
     kept = [document.name for _, _, document in kept_documents(sources, found)]
     assert kept == [name for i, name in enumerate(MANY) if i % 3] + ["a"]
-    with pytest.raises(UserError, match=r"no text \(0 empty documents, 1 bad ones\)"):
+    with pytest.raises(UserError, match=r"no text \(0 empty documents, 1 bad ones, such as file:0: broken\)"):
         survey([Broken({"a": "a"})], Split(0.0), skip_bad=True)
 
 

@@ -91,6 +91,10 @@ def test_a_plain_file_is_one_text_and_each_row_is_one(tmp_path):
     (tmp_path / "none.md").write_text("")
     assert len(long) > 2 * 65_536
     assert read_texts(str(tmp_path / "long#1.txt"), "text") == [long]
+    (tmp_path / "NOTES").write_text("a\n")
+    assert read_texts(str(tmp_path / "NOTES"), "text") == ["a\n"]
+    with pytest.raises(UserError, match=r"no such file or folder: '.*GONE'"):
+        read_texts(str(tmp_path / "GONE"), "text")
     assert read_texts(str(tmp_path / "rows.jsonl"), "body") == TEXTS
     with pytest.raises(UserError, match=r"--text .*none\.md: there is no text in it"):
         read_texts(str(tmp_path / "none.md"), "text")

@@ -138,12 +138,13 @@ def test_other_methods_run_too_and_change_no_bit_of_what_is_frozen(tuned, tuning
 
 def test_a_base_that_has_changed_is_refused(adapter, tuned, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "tuned")
-    (folder / "base.json").write_text(json.dumps({"step": 8, "fingerprint": read_origin(folder).fingerprint}))
-    with pytest.raises(UserError, match="is an adapter for another base"):
-        load_run_params(folder)
     config = tuned(LORA)
-    with pytest.raises(UserError, match="is not what this run began with"):
-        train_run(replace(config, train=replace(config.train, steps=7)), _allowing())
+    for wrong in ({"step": 8, "fingerprint": read_origin(folder).fingerprint}, {"step": 5, "fingerprint": "ab"}):
+        (folder / "base.json").write_text(json.dumps(wrong))  # of step 8 there are other numbers, of step 5 none
+        with pytest.raises(UserError, match="is an adapter for another base"):
+            load_run_params(folder)
+        with pytest.raises(UserError, match="is not what this run began with"):
+            train_run(replace(config, train=replace(config.train, steps=7)), _allowing())
 
 
 def test_an_adapter_upon_another_begins_with_it_cut_and_knows_it_by_what_was_trained(adapter, tuned, tmp_path):

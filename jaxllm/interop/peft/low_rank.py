@@ -127,7 +127,10 @@ def _check_modules(settings: Settings, given: Iterable[str], modules: Mapping[st
         return
     for name, module in modules.items():
         if module.ours and name not in given and is_target(settings, name):
-            raise UserError(f"{settings.where}: there is no update of '{name}' beside it, which is a target of it")
+            raise UserError(
+                f"{settings.where}: is an adapter for another base, or not whole: there is no update of '{name}' "
+                "beside it, which is a target of it"
+            )
 
 
 def _read(settings: Settings, module: Module, own: Mapping[str, np.ndarray]) -> Iterator[tuple[str, _Part]]:
