@@ -102,7 +102,7 @@ def run(argv: list[str]) -> int:
 
     from jaxllm.evaluation.model import open_model
     from jaxllm.evaluation.report import show_comparison, show_tasks
-    from jaxllm.evaluation.results import load, save
+    from jaxllm.evaluation.results import load, save, unlike
 
     before = {name: load(user_path(name)) for name in command.compare}
     dtype = None if command.dtype == "auto" else command.dtype
@@ -114,12 +114,16 @@ def run(argv: list[str]) -> int:
         model = open_model(command.model, command.step, ema=command.ema, chat=chat, dtype=dtype)
         about = {"model": model.name, "fingerprint": model.fingerprint}
         tasks = _of_text(command, model) if command.text is not None else _of_harness(command, model)
+    options = {name: value for name, value in vars(command).items() if name not in ("model", "out", "compare")}
+    about = {"jaxllm": __version__, **about, "options": options}
     if command.out is not None:
-        options = {name: value for name, value in vars(command).items() if name not in ("model", "out", "compare")}
-        save(user_path(command.out), {"jaxllm": __version__, **about, "options": options}, tasks)
+        save(user_path(command.out), about, tasks)
     show_tasks(tasks)
     if before:
-        show_comparison(tasks, before)
+        show_comparison(tasks, {name: of for name, (_, of) in before.items()})
+    for name, (earlier, _) in before.items():
+        if differing := unlike(earlier, about):
+            print(f"[not alike are '{name}' and this: {'; '.join(differing)}]", file=sys.stderr)
     print(f"[{time.perf_counter() - began:.1f} s, loading and compiling included]", file=sys.stderr)
     return 0
 

@@ -41,6 +41,9 @@ def show_comparison(tasks: Tasks, others: Mapping[str, Tasks], console: Console 
         for metric, mean in own.items()
         if metric in first.get(task, {})
     }
+    if not changes:
+        out.print("nothing is in both to be compared")
+        return
     ordered = sorted(changes, key=lambda at: _gain(at[1], changes[at]))
     table = _table("task", "metric", *others, "this", "difference")
     for task, metric in ordered[:SHOWN]:

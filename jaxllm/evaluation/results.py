@@ -18,6 +18,8 @@ Tasks = dict[str, dict[str, Mean]]
 """The means of each task by metric."""
 
 REMEDY = "name another --out, or remove it"
+FREE = frozenset({"metrics", "tasks", "batch", "step", "ema", "dtype"})
+"""Options of an evaluation that results may differ in and still be alike."""
 
 
 class Kept:
@@ -138,14 +140,22 @@ def save(out: Path, about: Mapping[str, Any], tasks: Tasks) -> None:
         writing.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def load(path: Path) -> Tasks:
-    """The means that `save` has written.
+def load(path: Path) -> tuple[dict[str, Any], Tasks]:
+    """What `save` has written: what is to be known of the evaluation, and the means.
 
     Raises:
         UserError: the file cannot be read or holds something else.
     """
     content = read_json(path, dict)
     try:
-        return {task: {metric: Mean(**mean) for metric, mean in own.items()} for task, own in content["tasks"].items()}
+        tasks = {task: {name: Mean(**mean) for name, mean in own.items()} for task, own in content["tasks"].items()}
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"'{path}' is not what `jaxllm eval --out` has written") from None
+    return {key: value for key, value in content.items() if key not in ("tasks", "mean")}, tasks
+
+
+def unlike(about: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In which of what decides results two evaluations differ, as `name: one, other`; from what `load` gives."""
+    one, two = ({**of.get("options", {}), "chat": of.get("chat")} for of in (about, other))
+    named = [name for name in one if name in two and name not in FREE]
+    return [f"{name}: {one[name]}, {two[name]}" for name in named if json.dumps(one[name]) != json.dumps(two[name])]

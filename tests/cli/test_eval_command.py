@@ -109,8 +109,12 @@ def test_results_are_compared_with_earlier_ones(folder, rows, tmp_path, capsys):
     rows.write_text(rows.read_text().replace('"answer": "nobody"', '"answer": "a fox 🦊"'))
     capsys.readouterr()
     evaluated(folder, rows, "--out", tmp_path / "after.json", "--compare", tmp_path / "before.json")
-    line = next(each for each in capsys.readouterr().out.splitlines() if "others" in each and "exact" in each)
+    printed, told = capsys.readouterr()
+    line = next(each for each in printed.splitlines() if "others" in each and "exact" in each)
     assert [cell.strip() for cell in line.strip("│").split("│")[1:]] == ["exact", "0.0000", "1.0000", "+1.0000"]
+    assert "not alike" not in told
+    evaluated(folder, rows, "--limit", "1", "--out", tmp_path / "one.json", "--compare", tmp_path / "before.json")
+    assert f"[not alike are '{tmp_path / 'before.json'}' and this: limit: None, 1]" in capsys.readouterr().err
 
 
 def test_plain_text_goes_on_with_the_prompt_and_examples_part_paragraphs(random_folder, rows, tmp_path):  # noqa: F811

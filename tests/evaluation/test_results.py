@@ -7,7 +7,7 @@ import pytest
 from jaxllm.config import UserError
 from jaxllm.evaluation.answers import Job, Result, jobs_of
 from jaxllm.evaluation.metrics import Mean
-from jaxllm.evaluation.results import Kept, load, over_tasks, rows_path, save
+from jaxllm.evaluation.results import Kept, load, over_tasks, rows_path, save, unlike
 from jaxllm.evaluation.rows import Row
 
 ROWS = [
@@ -78,12 +78,19 @@ def test_a_file_of_which_nothing_was_written_is_begun_anew(tmp_path):
 def test_sums_are_read_as_they_were_written(tmp_path):
     tasks = {"a": {"acc": Mean(0.5, 0.1, 9), "f1": Mean(0.1, None, 1)}, "b": {"acc": Mean(0.1, 0.2, 3)}}
     save(tmp_path / "new" / "r.json", {"model": "m"}, tasks)
-    assert load(tmp_path / "new" / "r.json") == tasks
+    assert load(tmp_path / "new" / "r.json") == ({"model": "m"}, tasks)
     content = json.loads((tmp_path / "new" / "r.json").read_text())
     assert content["model"] == "m"
     assert content["mean"]["acc"]["mean"] == pytest.approx(0.3)
     assert over_tasks(tasks)["f1"] == Mean(0.1, None, 1)
     assert rows_path(tmp_path / "r.json").name == "r.rows.jsonl"
+
+
+def test_what_decides_results_is_compared_and_what_does_not_is_not():
+    one = {"chat": True, "options": {"limit": None, "files": ["a"], "batch": 16, "stop": [], "step": 1}}
+    two = {"chat": False, "options": {"limit": 3, "files": ("a",), "batch": 8, "stop": (), "step": 2, "new": 1}}
+    assert unlike(one, two) == ["limit: None, 3", "chat: True, False"]
+    assert unlike(one, one) == []
 
 
 @pytest.mark.parametrize("content", ["{}", '{"tasks": {"a": 1}}', '{"tasks": {"a": {"acc": {"mean": 1}}}}', "[]", "{"])
