@@ -15,7 +15,7 @@ held-out rows of 58 tasks with short answers 49.7 % are right (1.7); the base, w
 and the commonest answer of each task 32.8 %. Of the answers of the five other tasks, among which it chooses by
 likelihood, 40.0 % are found (0.5), where the base finds 36.4 % and chance is 38.0 %. Half a minute a run whose programs
 are compiled; on 2 cores with jax 0.12, where seeds 0 and 1 have 50.6 % and 50.9 %, and 41.3 % and 39.4 %, 11 minutes,
-with 5.0 GiB at most. On rows held out otherwise, twice the rate was as good.
+with 5.1 GiB at most. On rows held out otherwise, twice the rate was as good.
 """
 
 from jaxllm.config import (
