@@ -149,13 +149,14 @@ def load(path: Path) -> tuple[dict[str, Any], Tasks]:
     content = read_json(path, dict)
     try:
         tasks = {task: {name: Mean(**mean) for name, mean in own.items()} for task, own in content["tasks"].items()}
-    except (KeyError, TypeError, AttributeError):
+        options = dict(content.get("options", {}))
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"'{path}' is not what `jaxllm eval --out` has written") from None
-    return {key: value for key, value in content.items() if key not in ("tasks", "mean")}, tasks
+    return {key: value for key, value in content.items() if key not in ("tasks", "mean")} | {"options": options}, tasks
 
 
 def unlike(about: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """In which of what decides results two evaluations differ, as `name: one, other`; from what `load` gives."""
-    one, two = ({**of.get("options", {}), "chat": of.get("chat")} for of in (about, other))
+    one, two = ({**of["options"], "chat": of.get("chat")} for of in (about, other))
     named = [name for name in one if name in two and name not in FREE]
     return [f"{name}: {one[name]}, {two[name]}" for name in named if json.dumps(one[name]) != json.dumps(two[name])]

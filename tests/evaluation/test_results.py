@@ -78,7 +78,7 @@ def test_a_file_of_which_nothing_was_written_is_begun_anew(tmp_path):
 def test_sums_are_read_as_they_were_written(tmp_path):
     tasks = {"a": {"acc": Mean(0.5, 0.1, 9), "f1": Mean(0.1, None, 1)}, "b": {"acc": Mean(0.1, 0.2, 3)}}
     save(tmp_path / "new" / "r.json", {"model": "m"}, tasks)
-    assert load(tmp_path / "new" / "r.json") == ({"model": "m"}, tasks)
+    assert load(tmp_path / "new" / "r.json") == ({"model": "m", "options": {}}, tasks)
     content = json.loads((tmp_path / "new" / "r.json").read_text())
     assert content["model"] == "m"
     assert content["mean"]["acc"]["mean"] == pytest.approx(0.3)
@@ -93,7 +93,10 @@ def test_what_decides_results_is_compared_and_what_does_not_is_not():
     assert unlike(one, one) == []
 
 
-@pytest.mark.parametrize("content", ["{}", '{"tasks": {"a": 1}}', '{"tasks": {"a": {"acc": {"mean": 1}}}}', "[]", "{"])
+@pytest.mark.parametrize(
+    "content",
+    ["{}", '{"tasks": {"a": 1}}', '{"tasks": {"a": {"acc": {"mean": 1}}}}', "[]", "{", '{"tasks": {}, "options": 3}'],
+)
 def test_what_is_no_result_is_told(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(UserError, match=r"r\.json'"):
