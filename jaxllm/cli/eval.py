@@ -10,6 +10,7 @@ import tyro
 
 from jaxllm import __version__
 from jaxllm.cli.progress import Progress
+from jaxllm.cli.termination import Terminated
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
@@ -118,7 +119,7 @@ def run(argv: list[str]) -> int:
     about = {"jaxllm": __version__, **about, "options": options}
     if command.out is not None:
         save(user_path(command.out), about, tasks)
-    show_tasks(tasks)
+    show_tasks(tasks, counted="rows" if command.text is None else "tokens")
     if before:
         show_comparison(tasks, {name: of for name, (_, of) in before.items()})
     for name, (earlier, _) in before.items():
@@ -171,7 +172,7 @@ def _of_rows(command: Command, dtype: str | None) -> tuple[dict[str, Any], "Task
     with Kept(jobs, None if command.out is None else rows_path(user_path(command.out)), key) as kept:
         try:
             _answer(command, model, prompts, kept, stop)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             if kept.path is not None:
                 of = f"{len(kept.results):,} of {len(jobs):,} answers"
                 print(f"\n[{of} are in '{kept.path}'; the same command goes on]", file=sys.stderr)

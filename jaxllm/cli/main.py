@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 
 from jaxllm import __version__
+from jaxllm.cli.termination import Terminated, termination
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
@@ -48,7 +49,8 @@ OUT_OF_MEMORY = (
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status.
 
-    2 for what the user can mend, 130 for Ctrl-C, 3 where another process of the same run died or failed.
+    2 for what the user can mend, 130 for Ctrl-C, 143 for SIGTERM, 3 where another process of the same run died or
+    failed.
     """
     _open_streams()
     status = 1
@@ -62,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _guarded(argv: list[str]) -> int:
     try:
-        status = _dispatch(argv)
+        with termination():
+            status = _dispatch(argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -70,6 +73,9 @@ def _guarded(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

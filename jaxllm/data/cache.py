@@ -22,7 +22,7 @@ from typing import Any
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key: raise it when the meaning of a cached file changes."""
 
 MANIFEST = "manifest.json"

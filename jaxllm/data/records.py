@@ -197,5 +197,6 @@ def missing_field(where: str, wanted: Mapping[str, str], there: Iterable[str]) -
     """What to say of the first field that is wanted and not there; they are named by the options that gave them."""
     for option, field in wanted.items():
         if field not in there:
-            return f"{where}: no field '{field}'; it has {', '.join(there)}; set data.sources.N.{option}"
+            setting = f"data.sources.N.{option}" + (" (--field where there is no recipe)" if option == "field" else "")
+            return f"{where}: no field '{field}'; it has {', '.join(there)}; set {setting}"
     return None

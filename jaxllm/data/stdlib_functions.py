@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import textwrap
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -48,7 +47,7 @@ def _functions_of(module: Document, system: str | None) -> Iterator[Document]:
         if docstring is None or not docstring.strip():
             continue
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-        code = textwrap.dedent("".join(lines[first - 1 : node.end_lineno])).rstrip()
+        code = "".join(_moved_left(line, node.col_offset) for line in lines[first - 1 : node.end_lineno]).rstrip()
         library = module.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         place = "method" if "." in name else "function"
         question = (
@@ -67,6 +66,11 @@ def _named(node: ast.AST, inside: tuple[str, ...]) -> Iterator[tuple[str, Functi
         if isinstance(child, Function):
             yield ".".join(names), child
         yield from _named(child, names)
+
+
+def _moved_left(line: str, columns: int) -> str:
+    """Without so much of its indentation; lines of strings and comments may have less, where `dedent` fails."""
+    return line[min(columns, len(line) - len(line.lstrip(" \t"))) :]
 
 
 def _signature(node: Function) -> str:

@@ -16,10 +16,11 @@ SHOWN = 40
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity")
 
 
-def show_tasks(tasks: Tasks, console: Console | None = None) -> None:
-    """One line a task: its rows (or predicted tokens), and each metric with its standard error."""
+def show_tasks(tasks: Tasks, console: Console | None = None, counted: str = "rows") -> None:
+    """One line a task: how much was `counted` (rows, or tokens that were predicted), and each metric with its standard
+    error."""
     metrics = list(over_tasks(tasks))
-    table = _table("task", "rows", *metrics)
+    table = _table("task", counted, *metrics)
     for task, own in tasks.items():
         rows = max((mean.rows for mean in own.values()), default=0)
         table.add_row(task, f"{rows:,}", *(_text(own.get(metric)) for metric in metrics))

@@ -275,10 +275,12 @@ def _unread(config: RunConfig) -> Iterator[str]:
 
 
 def _ranks_above(model: TransformerConfig, tuning: TuningConfig) -> Iterator[str]:
-    for update in updates(model, tuning):
+    narrowest: dict[int | None, Update] = {}
+    for update in sorted(updates(model, tuning), key=lambda update: min(update.inputs, update.outputs)):
+        narrowest.setdefault(_own_rank(tuning, update.module), update)
+    for i, update in narrowest.items():
         limit = min(update.inputs, update.outputs)
         if update.rank > limit:
-            i = _own_rank(tuning, update.module)
             field = "tuning.lora.rank" if i is None else f"tuning.lora.ranks.{i}.rank"
             grown = tuning.adaptive.start if tuning.method == "adalora" else 1
             most = max(r for r in range(limit + 1) if math.ceil(r * grown) <= limit)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import signal
 
 import jax
 import pytest
@@ -79,16 +80,17 @@ def test_metrics_that_are_asked_for_decide_how_rows_are_answered(folder, rows, t
     assert sorted(line["way"] for line in lines) == ["choice"] * 2 + ["text"] * 5
 
 
-def test_an_interrupted_evaluation_goes_on(folder, rows, tmp_path, capsys, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_evaluation_goes_on(folder, rows, tmp_path, capsys, monkeypatch, number):  # noqa: F811
     argv = [folder, rows, "--batch", "2", "--max-new-tokens", "12", "--out", tmp_path / "r.json"]
     written = answers.write
 
     def interrupted(*args):
         yield next(written(*args))
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(answers, "write", interrupted)
-    assert main(["eval", *map(str, argv)]) == 130
+    assert main(["eval", *map(str, argv)]) == 128 + number
     err = capsys.readouterr().err
     assert f"[4 of 5 answers are in '{tmp_path / 'r.rows.jsonl'}'; the same command goes on]" in err
     assert not (tmp_path / "r.json").exists()
@@ -141,7 +143,9 @@ def test_a_text_is_measured_by_its_likelihood(random_folder, tmp_path, capsys): 
     assert run([*argv, "--window", "32", "--stride", "16"]) == 0
     means = json.loads((tmp_path / "r.json").read_text())["tasks"][str(tmp_path / "t.txt")]
     assert means.keys() == {"loss", "perplexity", "bits_per_byte"}
-    assert f"{means['loss']['mean']:.4f}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{means['loss']['mean']:.4f}" in out
+    assert out.splitlines()[1].split()[1:5] == ["task", "┃", "tokens", "┃"]
 
 
 @pytest.mark.parametrize(

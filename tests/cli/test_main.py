@@ -117,18 +117,34 @@ def test_an_interruption_is_one_line_and_status_130(command, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_real_interruption_ends_without_a_traceback():
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_ends_a_command_without_a_traceback_after_it_has_tidied_up(number, said):
     body = (
         "import signal, sys, time, jaxllm.cli.model as m\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "def run(argv):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "def run(argv):\n"
+        "    try:\n        print('ready', flush=True)\n        time.sleep(60)\n"
+        "    finally:\n        print('tidied up')\n"
         "m.run = run\n"
     )
     process = start("model", body=body + CALL)
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "interrupted\n")
-    assert process.returncode == 130
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("tidied up\n", f"{said}\n")
+    assert process.returncode == 128 + number
+
+
+def test_a_sigterm_that_is_ignored_or_handled_already_stays_so(command):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    command(lambda argv: signal.raise_signal(signal.SIGTERM) or 0)
+    try:
+        for handler in (signal.SIG_IGN, lambda number, frame: seen.append(number)):
+            signal.signal(signal.SIGTERM, handler)
+            assert cli.main(["model"]) == 0
+            assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 def test_a_reader_that_leaves_early_is_no_error():

@@ -228,7 +228,7 @@ def test_an_empty_file_has_no_lines(tmp_path):
         (b'["text"]', r"a\.jsonl:2: expected an object with named fields, got \['text'\]"),
         (
             b'{"body": "a", "id": 1}',
-            r"a\.jsonl:2: no field 'text'; it has body, id; set data\.sources\.N\.field",
+            r"a\.jsonl:2: no field 'text'; it has body, id; set data\.sources\.N\.field \(--field",
         ),
         (b'{"text": 5}', r"a\.jsonl:2, field 'text': expected text, got int 5"),
         (b'{"text": "\\ud800"}', r"a\.jsonl:2, field 'text': not valid UTF-8"),

@@ -162,13 +162,14 @@ def test_functions_of_the_library_are_instructions(monkeypatch, cache):
     module = (
         "class A:\n    @staticmethod\n    async def f(x, *, y=1) -> int:\n"
         '        """Adds.\n\n        And more.\n        """\n        return x + y\n\n'
+        '    def g(self):\n        """Says.\n\nAt the margin.\n        """\n# So is this.\n        return 1\n\n'
         "def silent():\n    pass\n"
     )
     small = [("pkg/__init__.py", module), ("pydoc_data/topics/if", "prose")]
     monkeypatch.setattr("jaxllm.data.stdlib_corpus.documents.documents", lambda: iter(small))
     monkeypatch.setattr("jaxllm.data.stdlib_corpus.builder.documents", lambda: iter(small))
     found = StdlibFunctions(cache, system="be terse")
-    assert len(found) == 1
+    assert len(found) == 2
     system, asked, answer = contents(found[0])
     assert (found[0].name, system) == ("pkg/__init__.py:3", "be terse")
     assert asked == (
@@ -176,6 +177,7 @@ def test_functions_of_the_library_are_instructions(monkeypatch, cache):
     )
     assert answer.startswith('@staticmethod\nasync def f(x, *, y=1) -> int:\n    """Adds.')
     assert answer.endswith("return x + y")
+    assert contents(found[1])[2] == 'def g(self):\n    """Says.\n\nAt the margin.\n    """\n# So is this.\n    return 1'
 
 
 # The corpus

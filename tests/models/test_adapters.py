@@ -46,6 +46,10 @@ def ranks(*others, **fields):
             "tuning.lora.rank = 17: the update of layers/attention/key has rank 17, above its 32 inputs and 16 outputs",
         ),
         (
+            run(lora(rank=40, targets=("attention/", "mlp/"))),  # above all of them, and told of the narrowest
+            "tuning.lora.rank = 40: the update of layers/attention/key has rank 40, above its 32 inputs and 16 outputs",
+        ),
+        (
             run(TuningConfig(method="adalora", lora=LoraConfig(rank=11, targets=("attention/key",)))),
             "tuning.lora.rank = 11: the update of layers/attention/key has rank 17 at first, above its 32 inputs and "
             "16 outputs; at most 10 would do",
