@@ -338,7 +338,7 @@ def _between_parts(config: RunConfig) -> Iterator[str]:
             f"data.sequence_length = {data.sequence_length}: is more than model.max_positions = "
             f"{model.max_positions}; at most {model.max_positions} would do"
         )
-    if tokenizer.path is None and tokenizer.vocab_size > model.vocab_size > 0:
+    if (tokenizer.path, config.base) == (None, None) and tokenizer.vocab_size > model.vocab_size > 0:
         yield (
             f"model.vocab_size = {model.vocab_size}: must hold the tokenizer; at least "
             f"tokenizer.vocab_size = {tokenizer.vocab_size} would do"

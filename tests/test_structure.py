@@ -129,3 +129,10 @@ def test_importing_the_whole_package_touches_no_device():
         "from jax._src import xla_bridge\nassert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", body], check=True, cwd=ROOT, timeout=120)
+
+
+def test_all_is_printed_on_plain_consoles():
+    """Names of users' tasks and files are no markup."""
+    calls = [(name, node.func) for name in FILES for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
+    makers = {name for name, called in calls if getattr(called, "id", getattr(called, "attr", None)) == "Console"}
+    assert makers == {"jaxllm/common/console.py"}

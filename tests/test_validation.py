@@ -41,8 +41,7 @@ NUMBERS = numbers(RunConfig())
 
 
 def test_the_default_run_is_in_order():
-    assert problems(RunConfig()) == []
-    assert problems(RunConfig(), devices=8) == []
+    assert problems(RunConfig()) == problems(RunConfig(), devices=8) == []
     refuse(problems(RunConfig(), devices=8))
 
 
@@ -104,6 +103,7 @@ def test_runs_on_conversations_are_in_order():
     assert problems(sft()) == []
     assert problems(sft(CHATS, SourceConfig(weight=0.5))) == []
     assert problems(sft(tokenizer__chat_template=None, tokenizer__path="tokenizer.json")) == []
+    assert problems(run(base="base", model__vocab_size=512)) == []  # whose tokenizer it takes
     assert problems(sft(SourceConfig(kind="stdlib_functions", system="s"))) == []
     assert problems(chats(format="prompt_completion", prompt="{{ x }}", completion="{{ y }}")) == []
     assert problems(chats(task_field="task", held_out_tasks=("a",))) == []

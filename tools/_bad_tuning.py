@@ -52,6 +52,7 @@ def tuning_cases() -> Iterator[Case]:
     yield "adapter that is a whole model", lambda: ["generate", "run", "def", "--adapter", "run"]
     yield "more adapters than prompts", lambda: ["generate", "run", "def", "--adapter", "lora", "--adapter", "none"]
     yield "export of an adapter that is none", lambda: ["adapter", "export", "run", "peft"]
+    yield "name that is too long", lambda: ["adapter", "export", "lora", "x" * 300]
     yield "import of an adapter that is none", lambda: ["adapter", "import", "texts", "new", "--base", "run"]
     yield "merge into a folder that holds something", lambda: ["adapter", "merge", "lora", "texts"]
     yield "unmerge with an adapter that is none", lambda: ["adapter", "unmerge", "run", "run", "new"]

@@ -20,7 +20,7 @@ from jaxllm.cli.model_folders import (
 )
 from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path, whole_folder
-from jaxllm.config import RunConfig, TransformerConfig, TuningConfig, UserError
+from jaxllm.config import RunConfig, TokenizerConfig, TransformerConfig, TuningConfig, UserError
 from jaxllm.train.run_folder import create, save_config, saved_config, saved_tokenizer
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _import(command: Import, out: Path) -> None:
     family, _ = published_config(base, model, None)
 
     tuning, leaves = read_peft(source, family, model, lambda module: _norms(model, flat, module))
-    tokenizer = replace(base_config.tokenizer, path=str(saved_tokenizer(base)))
+    tokenizer = TokenizerConfig(path=str(saved_tokenizer(base)), begins_prompts=base_config.tokenizer.begins_prompts)
     # Rows have as much room for text as the base's had.
     length = min(model.max_positions, base_config.data.sequence_length + virtual_tokens(tuning))
     data = replace(base_config.data, sequence_length=length)

@@ -1,17 +1,17 @@
 """What `jaxllm adapter show` prints."""
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from jaxllm.cli.adapter_runs import Adapter
+from jaxllm.common.console import plain_console
 from jaxllm.models.adapters import VIRTUAL, updates
 from jaxllm.models.table import parameter_table
 
 
 def show(adapter: Adapter) -> None:
     """Method, size and base, then the ranks and scales of updates, what AdaLoRA has left of them, and gates."""
-    console = Console()
+    console = plain_console()
     console.print(_summary(adapter))
     if updates(adapter.config.model, adapter.config.tuning):
         console.print(_updates(adapter))

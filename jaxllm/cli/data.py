@@ -5,10 +5,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxllm.common.console import plain_console
 from jaxllm.config import RunConfig, UserError
 
 if TYPE_CHECKING:
@@ -81,13 +81,13 @@ def _describe(name: str, loader: "Loader") -> None:
         ("tokenizer", str(corpus.tokenizer_path)),
         *([] if corpus.template is None else [("chat template", corpus.template.name)]),
     ):
-        table.add_row(what, Text(value))
-    console = Console()
+        table.add_row(what, value)
+    console = plain_console()
     console.print(table)
     if len(corpus.tasks) > 1 or corpus.template is not None:
         console.print(_tasks(loader))
     for bad in report.bad.first:
-        console.print(Text(f"left out: {bad}"), soft_wrap=True)
+        console.print(f"left out: {bad}", highlight=False, soft_wrap=True)
 
 
 def _tasks(loader: "Loader") -> Table:
@@ -99,7 +99,7 @@ def _tasks(loader: "Loader") -> Table:
     for task, train, held_out, share in zip(corpus.tasks, corpus.train, corpus.validation, loader.shares, strict=True):
         tokens = train.span.stop - train.span.start
         counts = (len(train), len(held_out), tokens, train.trained_tokens)
-        table.add_row(Text(task.name), *(f"{count:,}" for count in counts), f"{share:.2%}")
+        table.add_row(task.name, *(f"{count:,}" for count in counts), f"{share:.2%}")
     table.caption = "tokens and share are of the training examples"
     return table
 
@@ -110,7 +110,7 @@ def _show(loader: "Loader", options: Show) -> None:
     if options.rows < 1:
         raise UserError(f"--rows {options.rows}: must be at least 1")
     task = None if options.task is None else _task(loader, options.task)
-    console = Console()
+    console = plain_console()
     rows = loader.first_rows(options.rows, options.split == "held_out", task)
     if not rows:
         of_task = "" if options.task is None else f" of the task '{options.task}'"

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 
 from jaxllm import __version__
-from jaxllm.cli.termination import Terminated, termination
+from jaxllm.cli.termination import Terminated, signals
 from jaxllm.common.paths import user_path
 from jaxllm.config import UserError
 
@@ -35,6 +35,7 @@ REFUSED = {
     errno.EDQUOT: "your disk quota is used up; make room or name another folder",
     errno.EROFS: "the file system is read-only; name another folder",
     errno.EACCES: "permission denied; mend the permissions or name another file or folder",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
     errno.EPERM: "the operation is not permitted; name another file or folder",
 }
 """What the system may say to any read or write, and what would do."""
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _guarded(argv: list[str]) -> int:
     try:
-        with termination():
+        with signals():
             status = _dispatch(argv)
         sys.stdout.flush()
         return status

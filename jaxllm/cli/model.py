@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxllm.cli.recipe import load_run_with
+from jaxllm.common.console import plain_console
 from jaxllm.models.summary import memory, parameters_by_module, run_flops
 
 
@@ -52,6 +52,6 @@ def _show(title: str, parts: Mapping[str, int]) -> None:
             table.add_row(name, f"{size:,}", f"{size / total:.1%}")
     table.add_section()
     table.add_row("together", f"{total:,}", "")
-    console = Console()
+    console = plain_console()
     console.print(title)
     console.print(table)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from jaxllm.common.console import plain_console
 from jaxllm.common.paths import user_path
 from jaxllm.config import TokenizerConfig, UserError
 from jaxllm.validation import RANGES
@@ -85,5 +85,5 @@ def run(argv: list[str]) -> int:
     )
     table.add_row("given back exactly", f"{all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)}")
     table.add_row("fingerprint", tokenizer.fingerprint)
-    Console().print(table)
+    plain_console().print(table)
     return 0

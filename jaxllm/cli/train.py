@@ -92,9 +92,11 @@ def train_run(config: RunConfig, options: Options = Options(), processes: Proces
         create,
         enter,
         has_checkpoint,
+        has_template,
         is_run_folder,
         removed_unless_begun,
         run_folder,
+        writing_in,
     )
     from jaxllm.train.step import compute_dtype
 
@@ -121,6 +123,9 @@ def train_run(config: RunConfig, options: Options = Options(), processes: Proces
                     stack.enter_context(removed_unless_begun(folder))
             stack.enter_context(alone(folder))
             enter(folder, config, options.allow_change)  # another run may have trained here in the meantime
+            if loader.corpus.template is not None and not has_template(folder):
+                with writing_in(folder):
+                    loader.corpus.template.save(folder)
         _check_shared(folder, processes)
         report = stack.enter_context(Report(folder, speaks=processes.is_first))
         if processes.count > 1:

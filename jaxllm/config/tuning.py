@@ -22,7 +22,7 @@ class LoraConfig:
 
     targets: tuple[str, ...] = ("linear",)
     """Presets (`query_value`, the paper's; `attention`; `mlp`; `linear`, both) or regexes over modules such as
-    `attention/query`, `mlp/down` or `cross_attention/`; `jaxllm model` lists them."""
+    `attention/query`, `mlp/down` or `cross_attention/`; `jaxllm model` lists them. Experts have no updates."""
     rank: int = 8
     """r, columns of A and rows of B."""
     alpha: float = 16.0

@@ -114,6 +114,9 @@ def _alpaca(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _sharegpt(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     messages = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
     for number, turn in enumerate(_objects(fields["conversations"], f"{where}, field 'conversations'"), 1):
+        if "from" not in turn and "role" in turn:  # messages under ShareGPT's name
+            messages.append(turn)
+            continue
         speaker, value = turn.get("from"), turn.get("value")
         if not isinstance(speaker, str) or speaker not in SHAREGPT:
             raise BadRow(f"{where}: message {number} is from {speaker!r:.40}; one of {', '.join(SHAREGPT)} would do")
@@ -181,11 +184,16 @@ def _check_answers(messages: Sequence[Mapping[str, Any]], where: str) -> None:
         wrong = "no assistant message"
     elif not trained:
         wrong = "every message of the assistant has the weight 0"
-    elif not any(message.get("content") or message.get("tool_calls") for message in trained):
+    elif not any(_says_something(message) for message in trained):
         wrong = "the assistant says nothing"
     else:
         return
     raise BadRow(f"{where}: {wrong}: nothing would be trained")
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return bool(message.get("tool_calls") or (content.strip() if isinstance(content, str) else content))
 
 
 def _call(call: Mapping[str, Any], at: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxllm.config import DataConfig, ObjectiveConfig, UserError
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.examples import Denoised, Examples, Masked, Pieces, Translated
-from jaxllm.data.mixture import example_shares, row_shares
+from jaxllm.data.mixture import example_shares, row_shares, shuffled
 from jaxllm.data.next_token import NextToken, Supervised
 from jaxllm.data.packing import Plan, corpus_plans
 from jaxllm.data.token_files import Documents
@@ -88,7 +88,7 @@ class Loader:
         self.shares = example_shares(self.row_shares, rows, counts)
         """Of the training examples, that each task has; float64 [tasks]."""
         mixed = [
-            (share, grain.MapDataset.range(first, stop).seed(seed + number).shuffle().repeat())
+            (share, shuffled(first, stop, seed + number))
             for number, (share, first, stop) in enumerate(self._parts(data.mixture.kind == "weights"))
             if share > 0
         ]

@@ -1,10 +1,20 @@
-"""How often each task is trained on."""
+"""How often each task is trained on, and its rows in which order."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import grain
 import numpy as np
 
 from jaxllm.config import DataConfig
+
+RAREST = 1e-9
+"""A task with a smaller share of the rows has none."""
+
+
+WALKED = 2**16
+"""Of fewer rows grain's shuffle, which keeps nothing, walks through so many numbers to find one of them: it takes
+milliseconds a row of a small task."""
 
 
 def row_shares(data: DataConfig, sources: Sequence[int], rows: Sequence[int], examples: Sequence[int]) -> np.ndarray:
@@ -28,9 +38,33 @@ def row_shares(data: DataConfig, sources: Sequence[int], rows: Sequence[int], ex
     else:
         exponent = 1 / data.mixture.temperature if data.mixture.kind == "temperature" else 1.0
         counted = np.minimum(example, np.inf if data.mixture.cap is None else data.mixture.cap)
-        wanted = weight * counted**exponent * row / np.maximum(example, 1)
+        wanted = weight * (counted / max(counted.max(), 1)) ** exponent * row / np.maximum(example, 1)
     wanted = np.where(row > 0, wanted, 0.0)
+    wanted[wanted < RAREST * wanted.sum()] = 0.0
     return wanted / max(wanted.sum(), np.finfo(float).tiny)
+
+
+def shuffled(first: int, stop: int, seed: int) -> grain.MapDataset[int]:
+    """The rows `first` to `stop` without end, in each epoch once and in an order of its own."""
+    rows = grain.MapDataset.range(first, stop)
+    if stop - first < WALKED:
+        return rows.repeat().map_with_index(_Shuffled(stop - first, seed))
+    return rows.seed(seed).shuffle().repeat()
+
+
+class _Shuffled:
+    """Exchanges the rows of each epoch of a few, whose order is made once: a pure function of the place."""
+
+    def __init__(self, rows: int, seed: int):
+        self._rows, self._seed = rows, seed
+        self._order = lru_cache(2)(self._drawn)
+
+    def __call__(self, place: int, row: int) -> int:
+        epoch, at = divmod(place, self._rows)
+        return row - at + int(self._order(epoch)[at])
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(self._rows)
 
 
 def example_shares(shares: np.ndarray, rows: Sequence[int], examples: Sequence[int]) -> np.ndarray:

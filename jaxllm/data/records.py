@@ -37,14 +37,17 @@ class JsonLines(Files):
         name, path = self.files[i]
         where = f"{path}:{number}"
         line = checked_text(self.content(path)[start:stop].rstrip(), where)
+        if start == 0:
+            line = line.removeprefix("\N{BYTE ORDER MARK}")
+        remedy = "; jq -c '.[]' FILE makes lines of a list" if line.startswith("[") else ""
         try:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
-            raise BadRow(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+            raise BadRow(f"{where}: not JSON: {error.msg} at column {error.colno}{remedy}") from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
             raise BadRow(f"{where}: JSON that cannot be read: {error}") from None
         if not isinstance(fields, dict):
-            raise BadRow(f"{where}: expected an object with named fields, got {fields!r:.60}")
+            raise BadRow(f"{where}: expected an object with named fields, got {fields!r:.60}{remedy}")
         return Record(f"{name}:{number}", where, fields)
 
 

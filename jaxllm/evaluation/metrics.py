@@ -18,17 +18,29 @@ NUMBER = re.compile(r"(?:(?<![\w.])-)?\d[\d,]*(?:\.\d+)?")
 def normalised(text: str) -> str:
     """As SQuAD v1.1's script compares answers (1606.05250): lower case, without punctuation and articles, and with
     single spaces."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+    return " ".join(ARTICLES.sub(" ", _plain(text)).split())
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().translate(PUNCTUATION).split())
+
+
+def _compared(text: str, reference: str) -> tuple[str, str]:
+    """Both `normalised`; but with their articles, where nothing would be left of the reference, such as the choice "A"
+    (where SQuAD's script takes every other article for it, and no answer too)."""
+    form = normalised if normalised(reference) else _plain
+    return form(text), form(reference)
 
 
 def exact_match(text: str, reference: str) -> float:
-    """1 where both are the same once they are `normalised`."""
-    return float(normalised(text) == normalised(reference))
+    """1 where both are the same once they are `normalised`, with articles where the reference is nothing else."""
+    found, wanted = _compared(text, reference)
+    return float(found == wanted)
 
 
 def token_f1(text: str, reference: str) -> float:
-    """The harmonic mean of precision and recall of the words of both, once they are `normalised` (1606.05250)."""
-    words, wanted = normalised(text).split(), normalised(reference).split()
+    """The harmonic mean of precision and recall of the words of both (1606.05250), as `exact_match` takes them."""
+    words, wanted = (each.split() for each in _compared(text, reference))
     return _f1(sum((Counter(words) & Counter(wanted)).values()), len(words), len(wanted))
 
 

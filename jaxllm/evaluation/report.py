@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from jaxllm.common.console import plain_console
 from jaxllm.evaluation.metrics import Mean
 from jaxllm.evaluation.results import Tasks, over_tasks
 
@@ -84,5 +85,5 @@ def _table(*columns: str) -> Table:
 
 def _console() -> Console:
     """As wide as the terminal; where there is none, wide enough for every column."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    console = plain_console()
+    return console if console.is_terminal else plain_console(width=200)

@@ -22,6 +22,17 @@ PRESETS = {
 }
 """Targets by a name: those of the LoRA paper, and others that are usual."""
 
+PUBLISHED = {
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "o_proj": "output",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
+"""What the modules of a Llama are called by Hugging Face, and here."""
+
 LOW_RANK = ("lora", "adalora", "hybrid")
 """Methods with low-rank updates."""
 
@@ -306,15 +317,14 @@ def _patterns(tuning: TuningConfig, model: TransformerConfig) -> Iterator[str]:
         lora = tuning.lora
         if not lora.targets:
             yield f"tuning.lora.targets is empty: one of {', '.join(PRESETS)}, or a regex over modules, would do"
-        targets = [(f"tuning.lora.targets.{i}", PRESETS.get(t, t), modules) for i, t in enumerate(lora.targets)]
-        wanted += targets
+        wanted += [(f"tuning.lora.targets.{i}", target, modules) for i, target in enumerate(lora.targets)]
         chosen = {
             name: leaf for name, leaf in modules.items() if any(matches(PRESETS.get(t, t), name) for t in lora.targets)
         }
         wanted += [(f"tuning.lora.ranks.{i}.targets", other.targets, chosen) for i, other in enumerate(lora.ranks)]
         yield from _never_read(tuning, chosen)
-    for field, pattern, among in wanted:
-        yield from _matches_nothing(field, pattern, among)
+    for field, target, among in wanted:
+        yield from _matches_nothing(field, target, among)
 
 
 def _never_read(tuning: TuningConfig, modules: Mapping[str, Param]) -> Iterator[str]:
@@ -328,16 +338,17 @@ def _never_read(tuning: TuningConfig, modules: Mapping[str, Param]) -> Iterator[
             )
 
 
-def _matches_nothing(field: str, pattern: str, names: Mapping[str, Param]) -> Iterator[str]:
+def _matches_nothing(field: str, target: str, names: Mapping[str, Param]) -> Iterator[str]:
     try:
-        if any(re.search(pattern, name) for name in names):
+        if any(re.search(PRESETS.get(target, target), name) for name in names):
             return
     except re.error as error:
-        yield f"{field} = {pattern!r}: is not a regex ({error})"
+        yield f"{field} = {target!r}: is not a regex ({error})"
         return
-    plain = re.sub(r"[^\w/]+", "", pattern)
+    plain = re.sub(r"[^\w/]+", "", target)
+    plain = PUBLISHED.get(plain, plain)
     near = sorted(names, key=lambda name: -max(_likeness(plain, name), _likeness(plain, name.rpartition("/")[2])))
-    yield f"{field} = {pattern!r}: matches nothing; the nearest are {', '.join(near[:3])}"
+    yield f"{field} = {target!r}: matches nothing; the nearest are {', '.join(near[:3])}"
 
 
 def _likeness(one: str, other: str) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxllm.common.console import plain_console
 from jaxllm.config import AXES
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.memory import Memory, Tensor, largest, memory_of, refused
@@ -103,7 +104,7 @@ def _by_kind(met: list[Collective], asked: Target) -> list[Plain]:
 
 def show(plan: Plain, console: Console | None = None) -> None:
     """Prints what `describe` gave."""
-    out = console or Console()
+    out = console or plain_console()
     run = plan["run"]
     mesh = " x ".join(f"{axis} {size}" for axis, size in run["mesh"].items())
     out.print(
@@ -177,7 +178,7 @@ def _memory(memory: Plain) -> Table:
 def _largest(tensors: list[Plain]) -> Table:
     table = _table("Largest tensors on a device", "name", "type", "size")
     for tensor in tensors:
-        table.add_row(tensor["name"], tensor["what"].replace("[", "\\["), size(tensor["bytes"]))
+        table.add_row(tensor["name"], tensor["what"], size(tensor["bytes"]))
     return table
 
 

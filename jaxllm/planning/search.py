@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxllm.common.console import plain_console
 from jaxllm.config import MeshConfig, RunConfig, TrainConfig, UserError
 from jaxllm.planning.cheap import SLACK, guess
 from jaxllm.planning.compilation import Compiled, TooLarge, compile_step, for_platform
@@ -159,7 +160,7 @@ def _sequences(config: RunConfig, asked: Target) -> list[int]:
 
 def show_ranking(ranking: Plain, console: Console | None = None) -> None:
     """Prints what `search` gave."""
-    out = console or Console()
+    out = console or plain_console()
     table = Table(title=f"The best for {ranking['topology']}", title_justify="left", title_style="")
     for column in ("mesh", "ZeRO", "rows at once x parts", "remat", "memory", "tokens/s a chip", "MFU", "bound"):
         table.add_column(column)
@@ -167,7 +168,7 @@ def show_ranking(ranking: Plain, console: Console | None = None) -> None:
         table.add_row(*_cells(plan))
     out.print(table)
     for line in ranking["failed"]:
-        out.print(f"failed: {line}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"failed: {line}", highlight=False, soft_wrap=True)
     out.print(
         f"{ranking['tried']:,} variants: {ranking['too_large']:,} cannot fit, {ranking['not_compiled']:,} come later "
         f"in the cheap model and were not compiled (--tries compiles more)",

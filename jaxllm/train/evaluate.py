@@ -103,18 +103,19 @@ class Evaluator:
         """Whether the last evaluation is of the whole held-out set."""
         return self._last == self._all
 
-    def __call__(self, params: Tree, is_last: bool) -> tuple[HeldOut | None, HeldOut | None]:
-        """The capped part of the held-out set, always the same; and, if it `is_last`, all that this one reads.
+    def __call__(self, params: Tree) -> HeldOut | None:
+        """The capped part of the held-out set, always the same; none where nothing is held out or it was stopped."""
+        part = self._sum(params, self._read(0, self._part), self._rows)
+        return part if part.tokens and not self._stop() else None
 
-        Both are none where nothing is held out, and when it was stopped.
-        """
-        batches = self._loader.validation_batches(self._rows, own_rows(self._mesh, self._rows))
-        part = self._sum(params, islice(batches, self._part), self._rows)
-        more = self._last - self._part if is_last else 0
-        rest = self._sum(params, self._told(islice(batches, more), "the last evaluation", more), self._rows)
-        if not part.tokens or self._stop():
-            return None, None
-        return part, part.joined(rest) if is_last else None
+    def last(self, params: Tree, part: HeldOut) -> HeldOut | None:
+        """All that the last evaluation reads, of which `part` is known; none when it was stopped."""
+        batches = self._told(self._read(self._part, self._last), "the last evaluation", self._last - self._part)
+        rest = self._sum(params, batches, self._rows)
+        return None if self._stop() else part.joined(rest)
+
+    def _read(self, first: int, stop: int) -> Iterator[Batch]:
+        return islice(self._loader.validation_batches(self._rows, own_rows(self._mesh, self._rows)), first, stop)
 
     def tasks(self, params: Tree) -> list[HeldOut | None] | None:
         """The first held-out rows of each task, always the same; none of a task that has no such row.

@@ -271,19 +271,22 @@ class _Loop:
                 self.save(held_out)
             self.meter.restart()
 
-    def evaluate(self, is_last: bool = False) -> HeldOut | None:
-        """Writes down and returns the loss on the capped part of the held-out text; at last also on the rest of it."""
-        part, more = self.evaluator(self.params, is_last)
-        name_of_last = "held out, all of it" if self.evaluator.reads_all else "held out, at last"
-        for prefix, name, result in (("held_out", "held out", part), ("final", name_of_last, more)):
-            if result is not None:
-                self.write(result.metrics(prefix))
-                bits = result.bits_per_byte
-                self.report.say(
-                    f"step {self.info.step}  {name}: {'' if bits is None else f'{bits:.4f} bits/byte  '}"
-                    f"loss {result.loss:.4f}  perplexity {result.perplexity:.2f}"
-                )
-        return part
+    def evaluate(self) -> HeldOut | None:
+        """Writes down and returns the loss on the capped part of the held-out text."""
+        result = self.evaluator(self.params)
+        self.tell("held_out", "held out", result)
+        return result
+
+    def tell(self, prefix: str, name: str, result: HeldOut | None) -> None:
+        """Writes down and says what an evaluation has given, unless it was stopped."""
+        if result is None:
+            return
+        self.write(result.metrics(prefix))
+        bits = result.bits_per_byte
+        self.report.say(
+            f"step {self.info.step}  {name}: {'' if bits is None else f'{bits:.4f} bits/byte  '}"
+            f"loss {result.loss:.4f}  perplexity {result.perplexity:.2f}"
+        )
 
     def save(self, held_out: HeldOut | None) -> None:
         """Starts to write a checkpoint of the state, which must be finite: a polluted one would be the last."""
@@ -292,19 +295,26 @@ class _Loop:
         self.checkpoints.save(self.state, replace(self.info, held_out_loss=held_out and held_out.loss))
 
     def finish(self) -> None:
-        """The last evaluation, checkpoint and picture; after a signal all but the first."""
+        """The last checkpoint, evaluations and the picture; after a signal all but the evaluations."""
         step, held_out = self.info.step, None
+        is_measured = self.is_written("final_loss")
         if self.stopping():
             self.report.say(f"stopping: writing a checkpoint of step {step}")
-        elif self.is_written("final_loss"):
+        elif is_measured:
             self.report.say(f"this run has already reached its last step, {step}; --name starts another")
+        elif self.is_written("held_out_loss"):  # the run was ended after this checkpoint
+            held_out = self.evaluator(self.params)
         else:
-            self.forgetting.measure(self.params, "after", self.processes.is_first)
-            held_out = self.evaluate(is_last=True)  # after it: what is written here says that all is done
+            held_out = self.evaluate()
         self.checkpoints.wait()
         if step not in self.checkpoints.agreed_steps():
             self.save(held_out)
             self.checkpoints.wait()
+        if not is_measured and not self.stopping():
+            self.forgetting.measure(self.params, "after", self.processes.is_first)
+            if held_out is not None:  # what is written here says that all is done
+                name = "held out, all of it" if self.evaluator.reads_all else "held out, at last"
+                self.tell("final", name, self.evaluator.last(self.params, held_out))
         if self.processes.is_first:
             with writing_in(self.folder):
                 plot_loss(read_metrics(self.folder), self.folder / "loss.png", self.config.name)

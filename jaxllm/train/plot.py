@@ -1,6 +1,7 @@
 """Pictures of a run: its loss, and what became of its tasks."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
     if steps:
         axes.plot(steps[-1:], values[-1:], "*", color="#c2410c", markersize=11, label="held out, all of it")
         axes.annotate(f"{values[-1]:.3f}", (steps[-1], values[-1]), (0, -16), textcoords="offset points", ha="center")
-    axes.set(xlabel="step", ylabel=unit, title=title)
+    axes.set(xlabel="step", ylabel=unit)
+    axes.set_title(title, parse_math=False)
     axes.grid(color="#e5e7eb", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
@@ -62,8 +64,9 @@ def plot_tasks(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
         axes.scatter([b for b, _ in points], [a for _, a in points], s=14, color=color, label=label)
     for line in sorted(lines, key=lambda line: -line["difference"])[:NAMED]:
         at = (line["before"], line["after"])
-        axes.annotate(line["task"][:40], at, (4, 4), textcoords="offset points", fontsize=6)
-    axes.set(xlabel="held-out nats a token before training", ylabel="after training", title=title)
+        axes.annotate(line["task"][:40], at, (4, 4), textcoords="offset points", fontsize=6, parse_math=False)
+    axes.set(xlabel="held-out nats a token before training", ylabel="after training")
+    axes.set_title(title, parse_math=False)
     axes.grid(color="#e5e7eb", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -72,5 +75,7 @@ def plot_tasks(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
 
 def _save(figure: Any, path: Path) -> None:
     writing = path.with_suffix(".writing")
-    figure.savefig(writing, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes stand for them
+        figure.savefig(writing, format="png")
     os.replace(writing, path)

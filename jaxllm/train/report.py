@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jaxllm.common.console import plain_console
 from jaxllm.train.run_folder import writing_in
 
 Values = Mapping[str, float | None]
@@ -60,7 +60,7 @@ class Report:
         """
         self._folder = folder
         self._screen = _Screen()
-        self._console = Console(file=cast(TextIO, self._screen))
+        self._console = plain_console(file=cast(TextIO, self._screen))
         self._console.quiet = not speaks
         with writing_in(folder):
             # Unbuffered: nothing is left that could fail when it is closed.
@@ -79,7 +79,7 @@ class Report:
 
     def say(self, text: str) -> None:
         """A sentence that stays."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, soft_wrap=True)
         self.log(text)
 
     @contextlib.contextmanager

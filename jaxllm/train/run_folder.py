@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxllm.common.json_files import read_json
 from jaxllm.common.paths import user_path
 from jaxllm.config import BUILT_IN_TEMPLATES, RunConfig, TokenizerConfig, UserError, differences, from_dict, to_dict
 
@@ -116,17 +117,21 @@ def saved_tokenizer(folder: Path) -> Path:
 def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfig:
     """The tokenizer to use for a run in `folder`: its own copy if it has a checkpoint already, else that of `config`.
 
+    A chat template may be given to a run that has none, such as an imported adapter.
+
     Raises:
         UserError: the run that is there has another result by its configuration, and no change is allowed; or its
-            tokenizer would change, or is gone.
+            tokenizer or chat template would change, or is gone.
     """
     if not has_checkpoint(folder):
         return config.tokenizer
-    saved, own = saved_config(folder), saved_tokenizer(folder)
-    given = config.tokenizer.path
-    if given and os.path.isfile(given) and filecmp.cmp(given, own, shallow=False):
-        saved = replace(saved, tokenizer=config.tokenizer)  # only the place has changed
-    changed = changes(saved, config)
+    saved, own, given = saved_config(folder), saved_tokenizer(folder), config.tokenizer
+    new = None if has_template(folder) else given.chat_template
+    known = replace(saved.tokenizer, chat_template=new or saved.tokenizer.chat_template)
+    if given.path and os.path.isfile(given.path) and filecmp.cmp(given.path, own, shallow=False):
+        # Only the place has changed, and of a file what is said of training has no meaning.
+        known = replace(given, begins_prompts=known.begins_prompts, chat_template=known.chat_template)
+    changed = changes(replace(saved, tokenizer=known), config)
     if fixed := [line for line in changed if line.startswith("tokenizer.")]:
         raise UserError(f"the tokenizer of the run in '{folder}' cannot change:" + _listed(fixed))
     if changed and not allow_change:
@@ -134,7 +139,15 @@ def enter(folder: Path, config: RunConfig, allow_change: bool) -> TokenizerConfi
             f"these changes to the run in '{folder}' change its result:{_listed(changed)}\n"
             "go on with them by --allow-change, or start another run with --name or --output"
         )
-    return TokenizerConfig(path=str(own))
+    return TokenizerConfig(path=str(own), chat_template=new)
+
+
+def has_template(folder: Path) -> bool:
+    """Whether there is a chat template beside the tokenizer of a model."""
+    described = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (
+        described.is_file() and "chat_template" in read_json(described, dict)
+    )
 
 
 def create(folder: Path, config: RunConfig, tokenizer: Path, template: "ChatTemplate | None" = None) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
+from jaxllm.common.console import plain_console
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
 from jaxllm.train.evaluate import Evaluator, HeldOut
@@ -105,5 +105,5 @@ def tasks_table(lines: Sequence[Line]) -> str:
     if len(lines) > SHOWN:
         table.caption = f"and {len(lines) - SHOWN} more, in tasks.jsonl"
     text = io.StringIO()
-    Console(file=text, width=100).print(table)
+    plain_console(file=text, width=100).print(table)
     return text.getvalue().rstrip()

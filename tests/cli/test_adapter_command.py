@@ -5,15 +5,15 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 from safetensors.numpy import load_file
 
 from jaxllm.cli import adapter_show
 from jaxllm.cli.adapter import run
 from jaxllm.cli.adapter_runs import load_adapter
 from jaxllm.cli.main import main
+from jaxllm.common.console import plain_console
 from jaxllm.common.trees import flatten, nest
-from jaxllm.config import LoraConfig, MeshConfig, PromptConfig, TuningConfig, UserError
+from jaxllm.config import LoraConfig, MeshConfig, PromptConfig, TokenizerConfig, TuningConfig, UserError
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.evaluation.model import open_model
 from jaxllm.models.adapters import adapter_table
@@ -133,6 +133,15 @@ def test_an_imported_adapter_is_a_run_that_can_be_trained_further(base, runs, tm
         state, info = checkpoints.restore(abstract_state(config, make_mesh(config.mesh, jax.devices()[:2])), 0)
     assert (info.step, int(state.step)) == (0, 0)
     close(load_adapter(runs / "lora").leaves, flatten(state.params))
+
+
+def test_an_adapter_is_imported_for_a_base_that_made_its_own_tokenizer(base, runs, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    config = saved_config(base)
+    save_config(tmp_path / "base", replace(config, tokenizer=TokenizerConfig(vocab_size=320, extra_tokens=("<mask>",))))
+    run(["export", str(runs / "lora"), str(tmp_path / "peft")])
+    run(["import", str(tmp_path / "peft"), str(tmp_path / "back"), "--base", str(tmp_path / "base")])
+    assert saved_config(tmp_path / "back").tokenizer == TokenizerConfig(path=str(saved_tokenizer(tmp_path / "base")))
 
 
 def test_rows_of_an_imported_prompt_leave_as_much_room_for_text(base, runs, tmp_path):
@@ -260,7 +269,7 @@ def test_virtual_tokens_are_averaged_by_their_weights(runs, tmp_path):
     ],
 )
 def test_an_adapter_is_shown(name, wanted, base, runs, capsys, monkeypatch):
-    monkeypatch.setattr(adapter_show, "Console", lambda: Console(width=200))
+    monkeypatch.setattr(adapter_show, "plain_console", lambda: plain_console(width=200))
     assert main(["adapter", "show", str(runs / name)]) == 0
     shown = capsys.readouterr().out
     for text in (*wanted, str(base), read_origin(runs / name).fingerprint):

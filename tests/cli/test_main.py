@@ -134,6 +134,21 @@ def test_a_signal_ends_a_command_without_a_traceback_after_it_has_tidied_up(numb
     assert process.returncode == 128 + number
 
 
+def test_a_signal_within_an_import_comes_once_it_is_done(command, capsys, monkeypatch, tmp_path):
+    (tmp_path / "signalled.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(argv):
+        import signalled  # noqa: F401
+
+        print("imported", flush=True)
+        time.sleep(60)
+
+    command(run)
+    assert cli.main(["model"]) == 143
+    assert capsys.readouterr() == ("imported\n", "terminated\n")
+
+
 def test_a_sigterm_that_is_ignored_or_handled_already_stays_so(command):
     before, seen = signal.getsignal(signal.SIGTERM), []
     command(lambda argv: signal.raise_signal(signal.SIGTERM) or 0)

@@ -49,6 +49,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         ("alpaca", {"instruction": "one", "input": None, "output": "two"}, ASKED),
         ("alpaca", {"instruction": "one", "input": "of", "output": "two"}, turns("one\n\nof", "two")),
         ("sharegpt", {"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}]}, ASKED),
+        ("sharegpt", {"conversations": ASKED}, ASKED),
         (
             "sharegpt",
             {
@@ -170,6 +171,7 @@ def test_texts_may_be_bytes_as_tfds_gives_them():
             "every message of the assistant has the weight 0",
         ),
         ("auto", {"prompt": "one", "completion": ""}, "the assistant says nothing: nothing would be trained"),
+        ("auto", {"prompt": "one", "completion": " \n"}, "the assistant says nothing: nothing would be trained"),
         ("auto", {"messages": [ASKED[0], {"role": "assistant", "content": EMPTY}]}, "the assistant says nothing"),
         (
             "auto",

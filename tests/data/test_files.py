@@ -225,7 +225,11 @@ def test_an_empty_file_has_no_lines(tmp_path):
         (b"plain words", r"a\.jsonl:2: not JSON: Expecting value at column 1"),
         (b'{"text": "a", "id": ' + b"9" * 5000 + b"}", r"a\.jsonl:2: JSON that cannot be read: Exceeds the limit"),
         (b"[" * 200_000, r"a\.jsonl:2: JSON that cannot be read: .*recursion"),
-        (b'["text"]', r"a\.jsonl:2: expected an object with named fields, got \['text'\]"),
+        (
+            b'["text"]',
+            r"a\.jsonl:2: expected an object with named fields, got \['text'\]; jq -c '\.\[\]' FILE makes lines",
+        ),
+        (b"[", r"a\.jsonl:2: not JSON: Expecting value at column 2; jq -c"),
         (
             b'{"body": "a", "id": 1}',
             r"a\.jsonl:2: no field 'text'; it has body, id; set data\.sources\.N\.field \(--field",
@@ -241,6 +245,10 @@ def test_a_bad_line_is_named(tmp_path, line, complaint):
     assert source[0].text == "fine"
     with pytest.raises(UserError, match=complaint):
         source[1]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    assert opened("jsonl", write(tmp_path, {"a.jsonl": b'\xef\xbb\xbf{"text": "a"}\n'}))[0].text == "a"
 
 
 def test_a_gz_is_unpacked_whatever_the_case_of_its_name(tmp_path):

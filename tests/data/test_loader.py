@@ -12,6 +12,7 @@ import pytest
 from jaxllm.config import DataConfig, ObjectiveConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.loader import Batch, Loader, loader_speed
+from jaxllm.data.mixture import WALKED, shuffled
 from tests.data.batches import equal
 
 
@@ -105,6 +106,15 @@ def test_each_epoch_has_its_own_order(corpus, data):
     first, second = ([pieces(loader.batch(e * rows + k)) for k in range(rows)] for e in (0, 1))
     assert first != second
     assert Counter(map(tuple, first)) == Counter(map(tuple, second))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 300, WALKED - 1, WALKED])
+def test_rows_of_a_part_come_once_an_epoch_in_another_order_each(rows):
+    found = shuffled(7, 7 + rows, seed=3)
+    first, later = ([found[e * rows + n] for n in range(rows)] for e in (0, 5))
+    assert sorted(first) == sorted(later) == list(range(7, 7 + rows))
+    assert rows < 3 or first != later
+    assert [shuffled(7, 7 + rows, seed=3)[5 * rows + n] for n in range(min(rows, 9))] == later[:9]
 
 
 def test_concatenated_rows_are_one_segment_and_cover_the_stream(corpus, data):

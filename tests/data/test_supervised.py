@@ -56,7 +56,7 @@ def test_each_conversation_may_weigh_as_much_as_another_in_training(load):
     rows = [pair(i, "value " * (1 + i % 9)) for i in range(40)]
     objective = ObjectiveConfig(kind="sft", weigh="conversations")
     loader = load((rows, {"loss_weight": 0.5}), objective=objective, length=200, validation_fraction=0.2)
-    trained = [np.array(s["weights"]) for s in segments(loader.batch(0)) if s["tokens"]]
+    trained = [np.array(s["weights"]) for k in range(4) for s in segments(loader.batch(k)) if s["tokens"]]
     assert len({(weights > 0).sum() for weights in trained}) > 3
     for weights in trained:
         assert weights.sum() == pytest.approx(0.5)
@@ -178,6 +178,8 @@ def test_shares_of_examples_are_those_of_the_closed_form():
         per_example = np.array(rows) / examples
         assert shares / per_example / (shares / per_example).sum() == pytest.approx(np.array(wanted) / sum(wanted))
         assert example_shares(shares, rows, examples) == pytest.approx(np.array(wanted) / sum(wanted))
+    cold = MixtureConfig(kind="temperature", temperature=0.01)
+    assert row_shares(DataConfig(sources=sources, mixture=cold), of, rows, [100, 1000, 4000]).tolist() == [0, 0, 1]
     by_weights = row_shares(DataConfig(sources=sources), of, rows, examples)
     assert by_weights == pytest.approx([1 / 3 * 10 / 50, 1 / 3 * 40 / 50, 2 / 3])
     assert row_shares(DataConfig(sources=sources), of, [0, 0, 5], [0, 0, 9]).tolist() == [0, 0, 1]

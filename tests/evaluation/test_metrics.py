@@ -23,9 +23,16 @@ EXPECTED = json.loads((Path(__file__).parents[1] / "fixtures" / "metrics.json").
 
 @pytest.mark.parametrize("metric", ["exact", "f1", "rougeL"])
 def test_texts_are_worth_what_the_published_code_says(metric):
-    found = [best(TEXT_METRICS[metric], row["text"], row["references"]) for row in EXPECTED]
-    assert found == [row[metric] for row in EXPECTED]
+    rows = [row for row in EXPECTED if row["references"] != ["a"]]
+    found = [best(TEXT_METRICS[metric], row["text"], row["references"]) for row in rows]
+    assert found == [row[metric] for row in rows]
     assert len({round(value, 3) for value in found}) > (1 if metric == "exact" else 20)
+
+
+@pytest.mark.parametrize(("text", "value"), [("A", 1.0), (" a.", 1.0), ("", 0.0), ("the", 0.0), ("B", 0.0)])
+def test_an_article_that_is_the_answer_is_compared(text, value):
+    assert TEXT_METRICS["exact"](text, "A") == value
+    assert TEXT_METRICS["f1"](text, "A") == value
 
 
 def test_the_longest_common_subsequence_of_long_texts_is_exact():

@@ -1,7 +1,6 @@
 import io
 
-from rich.console import Console
-
+from jaxllm.common.console import plain_console
 from jaxllm.evaluation.metrics import Mean
 from jaxllm.evaluation.report import show_comparison, show_tasks
 
@@ -20,7 +19,7 @@ BEFORE = {
 def shown(show, *args):
     """The cells of each line of a table, and other lines."""
     out = io.StringIO()
-    show(*args, Console(file=out, width=160))
+    show(*args, plain_console(file=out, width=160))
     lines = [line for line in out.getvalue().splitlines() if line.strip("┏┳━┓┡╇┩├┼─┤└┴┘")]
     return [[cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")] for line in lines]
 
@@ -34,6 +33,15 @@ def test_each_task_has_a_line_and_their_mean_the_last():
         ["mean over tasks", "3 tasks", "0.5333 ±0.0373", "1.0000"],
     ]
     assert len(shown(show_tasks, {"up": TASKS["up"]})) == 2
+
+
+def test_names_are_printed_as_they_are(capsys):
+    named = {"[/b] :fire:": {"acc": Mean(0.5, None, 2)}}
+    show_tasks(named)
+    show_comparison(named, {"[/c]": {"[/b] :fire:": {"acc": Mean(0.5, None, 2)}}})
+    out = capsys.readouterr().out
+    assert out.count("[/b] :fire:") == 2
+    assert "[/c]" in out
 
 
 def test_what_fell_most_comes_first_and_the_mean_is_over_what_both_have():

@@ -39,6 +39,10 @@ def ranks(*others, **fields):
             run(lora(targets=("atention/quary",))),
             "targets.0 = 'atention/quary': matches nothing; the nearest are layers/",
         ),
+        (
+            run(lora(targets=("v_proj",))),
+            "targets.0 = 'v_proj': matches nothing; the nearest are layers/attention/value, layers/",
+        ),
         (run(lora(targets=("attention/(query",))), "targets.0 = 'attention/(query': is not a regex"),
         (run(lora(targets=())), "tuning.lora.targets is empty"),
         (

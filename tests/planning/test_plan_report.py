@@ -5,8 +5,8 @@ import json
 import re
 
 import pytest
-from rich.console import Console
 
+from jaxllm.common.console import plain_console
 from jaxllm.config import MeshConfig
 from jaxllm.models.presets import LLAMA2_7B
 from jaxllm.models.summary import flops_per_token
@@ -23,7 +23,7 @@ def plan(compiled):
 
 
 def text(plan):
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115  closed below
+    console = plain_console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115  closed below
     show(plan, console)
     console.file.close()
     return console.export_text()

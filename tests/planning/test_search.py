@@ -4,8 +4,8 @@ import dataclasses
 import re
 
 import pytest
-from rich.console import Console
 
+from jaxllm.common.console import plain_console
 from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig, UserError
 from jaxllm.models.presets import LLAMA2_7B, LLAMA3_8B
 from jaxllm.planning.cheap import guess, saved_per_token, tokens_at_once
@@ -164,7 +164,7 @@ def test_a_variant_that_fails_is_told_and_loses_no_other(capsys):
     assert 0 < len(ranking["failed"]) < len(ranking["ranked"])
     assert all("remat full: TypeError: cannot be traced" in line for line in ranking["failed"])
     assert all(plan["run"]["remat"] != "full" for plan in ranking["ranked"])
-    show_ranking(ranking, Console(width=200))
+    show_ranking(ranking, plain_console(width=200))
     assert "failed: data" in capsys.readouterr().out
 
 
@@ -184,7 +184,7 @@ def test_a_batch_that_no_mesh_divides_is_told_with_one_that_would_do():
 
 def test_the_table_names_mesh_rows_policy_and_what_does_not_fit(capsys):
     times = iter([1.0, None])
-    show_ranking(search(TINY, V5E, 2, **fake(lambda config: next(times))[1]), Console(width=200))
+    show_ranking(search(TINY, V5E, 2, **fake(lambda config: next(times))[1]), plain_console(width=200))
     out = " ".join(capsys.readouterr().out.split())
     assert "The best for v5e:4x4" in out
     assert "1.00 GiB" in out

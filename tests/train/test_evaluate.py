@@ -32,12 +32,15 @@ def params(recipe):
     return nest({path: rng.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in table.items()})
 
 
-def evaluate(recipe, loader, params, is_last=True, stop=lambda: False):
+def evaluate(recipe, loader, params, stop=lambda: False):
+    """The first evaluation and the last."""
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
         evaluator = Evaluator(recipe, loader, mesh, stop, print)
         specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(parameter_table(recipe.model)))
-        return evaluator(jax.device_put(params, specs), is_last)
+        params = jax.device_put(params, specs)
+        part = evaluator(params)
+        return part, part and evaluator.last(params, part)
 
 
 def test_the_whole_is_every_held_out_token_and_byte_and_the_part_its_first_batches(recipe, loader, params):
@@ -58,7 +61,6 @@ def test_the_whole_is_every_held_out_token_and_byte_and_the_part_its_first_batch
     assert whole.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / loader.corpus.held_out_bytes, rel=1e-6)
     assert part.nats == pytest.approx(nats[0], rel=1e-6)
     assert part.bytes == pytest.approx(whole.bytes * part.tokens / whole.tokens)
-    assert evaluate(recipe, loader, params, is_last=False) == (part, None)
     two = 2 * recipe.train.batch_size * recipe.data.sequence_length
     capped = replace(recipe, eval=replace(recipe.eval, last_tokens=two))
     assert evaluate(capped, loader, params)[1].nats == pytest.approx(sum(nats[:2]), rel=1e-6)
@@ -69,8 +71,6 @@ def test_a_long_evaluation_tells_how_far_it_is_once_a_part_is_done(recipe, loade
     evaluate(recipe, loader, params)
     first, *_ = told = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"the last evaluation: 1 of {len(told) + 1}, \d+:\d\d left", first)
-    evaluate(recipe, loader, params, is_last=False)
-    assert capsys.readouterr().out == ""
 
 
 def test_a_run_evaluates_the_moving_average_that_it_keeps(recipe, loader, uninterrupted):
@@ -82,10 +82,11 @@ def test_a_run_evaluates_the_moving_average_that_it_keeps(recipe, loader, uninte
     assert raw != pytest.approx(told, rel=1e-3)
 
 
-def test_a_stopped_evaluation_says_nothing(recipe, loader, params):
+@pytest.mark.parametrize(("answers", "known"), [(1, [False, False]), (2, [True, False])])
+def test_a_stopped_evaluation_says_nothing(recipe, loader, params, answers, known):
     asked = []
-    stopped = evaluate(recipe, loader, params, stop=lambda: bool(asked.append(1)) or len(asked) > 2)
-    assert stopped == (None, None)
+    stopped = evaluate(recipe, loader, params, stop=lambda: bool(asked.append(1)) or len(asked) > answers)
+    assert [result is not None for result in stopped] == known
 
 
 def test_loss_perplexity_and_bits_follow_from_the_sums():

@@ -1,10 +1,11 @@
 import os
 import sys
+from functools import partial
 from io import StringIO
 
 import pytest
-from rich.console import Console
 
+from jaxllm.common.console import plain_console
 from jaxllm.config import UserError
 from jaxllm.train import report
 from jaxllm.train.report import Report, duration, progress_line
@@ -36,7 +37,8 @@ def test_elsewhere_than_on_a_terminal_every_line_is_printed_and_logged_as_it_is(
 
 def test_on_a_terminal_progress_is_one_live_line_and_the_log_has_them_all(tmp_path, monkeypatch):
     screen = StringIO()
-    monkeypatch.setattr(report, "Console", lambda file: Console(file=screen, force_terminal=True, width=120))
+    on_screen = partial(plain_console, force_terminal=True, width=120)
+    monkeypatch.setattr(report, "plain_console", lambda file: on_screen(file=screen))
     with Report(tmp_path) as said, said.live(9):
         for step in (3, 6):
             said.progress(step, VALUES, 10)

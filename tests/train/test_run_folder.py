@@ -72,6 +72,18 @@ def test_a_tokenizer_that_lies_elsewhere_now_is_no_change_if_it_is_the_same(tmp_
         enter(tmp_path / "run", elsewhere, False)
 
 
+def test_a_chat_template_stays_and_is_given_only_where_there_is_none(tmp_path, tokenizer):
+    config = RunConfig(output=str(tmp_path / "run"), tokenizer=TokenizerConfig(path=str(tokenizer)))
+    create(tmp_path / "run", config, tokenizer)
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    given = replace(config, tokenizer=replace(config.tokenizer, chat_template="plain"))
+    assert enter(tmp_path / "run", given, False).chat_template == "plain"
+    (tmp_path / "run" / "chat_template.jinja").write_text("{{ messages }}")
+    assert enter(tmp_path / "run", config, False).chat_template is None
+    with pytest.raises(UserError, match=r"cannot change:\n  tokenizer\.chat_template: None -> 'plain'$"):
+        enter(tmp_path / "run", given, True)
+
+
 def test_a_hugging_face_tokenizer_keeps_the_file_that_names_its_special_tokens(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")

@@ -22,8 +22,10 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.objectives.token_loss import token_loss
+from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.evaluate import Evaluator, HeldOut
 from jaxllm.train.loop import open_loader
+from jaxllm.train.metrics import read_metrics
 from jaxllm.train.run_folder import saved_tokenizer
 from jaxllm.train.tasks import Forgetting, read_tasks, tasks_table
 
@@ -31,6 +33,8 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+OTHER = "[/while] $_$"
+"""A task whose name is neither markup of a terminal nor mathematics of a picture."""
 MIXTURE = MixtureConfig(kind="proportional")
 
 
@@ -43,10 +47,10 @@ def chats(recipe, tmp_path_factory):
     rows = [
         {"prompt": f"def {i}", "completion": answer * (1 + i % 3), "task": answer}
         for i in range(40)
-        for answer in ("return", "import", "while")
+        for answer in ("return", "import", OTHER)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = SourceConfig(kind="jsonl", path=str(path), format="auto", task_field="task", held_out_tasks=("while",))
+    source = SourceConfig(kind="jsonl", path=str(path), format="auto", task_field="task", held_out_tasks=(OTHER,))
     return replace(
         recipe,
         data=replace(recipe.data, sources=(source,), mixture=MIXTURE, validation_fraction=0.3),
@@ -65,14 +69,14 @@ def trained(chats, tmp_path_factory):
 
 def test_a_run_tells_what_became_of_each_task(trained):
     lines = read_tasks(trained)
-    assert {line["task"] for line in lines} == {"return", "import", "while"}
+    assert {line["task"] for line in lines} == {"return", "import", OTHER}
     for line in lines:
         assert line["difference"] == pytest.approx(line["after"] - line["before"])
         assert line["tokens"] > 10
         assert line["before"] == pytest.approx(np.log(320), rel=0.05)
     assert [line["difference"] for line in lines] == sorted((line["difference"] for line in lines), reverse=True)
-    trained_on = [line["difference"] for line in lines if line["task"] != "while"]
-    assert max(trained_on) < next(line["difference"] for line in lines if line["task"] == "while")
+    trained_on = [line["difference"] for line in lines if line["task"] != OTHER]
+    assert max(trained_on) < next(line["difference"] for line in lines if line["task"] == OTHER)
     assert (trained / "tasks.png").read_bytes().startswith(b"\x89PNG")
     log = (trained / "log.txt").read_text()
     assert "Held-out loss by task: " in log
@@ -121,6 +125,25 @@ def test_a_signal_while_they_are_measured_at_last_loses_nothing(chats, trained, 
     assert read_tasks(folder) == earlier
     assert train_run(longer).step == 14
     assert [line["after"] for line in read_tasks(folder)] != [line["after"] for line in earlier]
+
+
+def test_the_last_step_is_saved_before_its_tasks_are_measured(chats, trained, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    longer = replace(chats, output=str(folder), train=replace(chats.train, steps=14))
+
+    def fails(evaluator, params):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "tasks", fails)
+        with pytest.raises(MemoryError):
+            train_run(longer, Options(allow_change=True))
+    assert Checkpoints(folder).steps()[-1] == 14
+    assert train_run(longer).step == 14
+    at_last = [line for line in read_metrics(folder) if line["step"] == 14]
+    assert [sum(name in line for line in at_last) for name in ("held_out_loss", "final_loss")] == [1, 1]
+    assert [line["after"] for line in read_tasks(folder)] != [line["after"] for line in read_tasks(trained)]
 
 
 def test_samples_that_a_device_has_no_room_for_are_left_out(chats, monkeypatch):
