@@ -90,7 +90,9 @@ def test_an_interrupted_evaluation_goes_on(folder, rows, tmp_path, capsys, monke
         signal.raise_signal(number)
 
     monkeypatch.setattr(answers, "write", interrupted)
+    before = signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
     assert main(["eval", *map(str, argv)]) == 128 + number
+    signal.signal(number, before)
     err = capsys.readouterr().err
     assert f"[4 of 5 answers are in '{tmp_path / 'r.rows.jsonl'}'; the same command goes on]" in err
     assert not (tmp_path / "r.json").exists()
