@@ -94,13 +94,14 @@ def _tasks(loader: "Loader") -> Table:
     corpus = loader.corpus
     table = Table(title="Tasks")
     table.add_column("task", overflow="fold")
-    for column in ("examples", "held out", "tokens", "trained", "share"):
+    for column in ("examples", "held out", "tokens", "trained", "share", "of trained"):
         table.add_column(column, justify="right")
-    for task, train, held_out, share in zip(corpus.tasks, corpus.train, corpus.validation, loader.shares, strict=True):
+    of_tasks = (corpus.train, corpus.validation, loader.shares, loader.trained_shares)
+    for task, train, held_out, share, trained in zip(corpus.tasks, *of_tasks, strict=True):
         tokens = train.span.stop - train.span.start
         counts = (len(train), len(held_out), tokens, train.trained_tokens)
-        table.add_row(task.name, *(f"{count:,}" for count in counts), f"{share:.2%}")
-    table.caption = "tokens and share are of the training examples"
+        table.add_row(task.name, *(f"{count:,}" for count in counts), f"{share:.2%}", f"{trained:.2%}")
+    table.caption = "tokens are of the training examples; shares are of examples (of a text rows) and of trained tokens"
     return table
 
 

@@ -107,19 +107,22 @@ def run(argv: list[str]) -> int:
 
     before = {name: load(user_path(name)) for name in command.compare}
     dtype = None if command.dtype == "auto" else command.dtype
-    began = time.perf_counter()
+    began, groups = time.perf_counter(), None
     if command.files or command.held_out is not None:
         about, tasks = _of_rows(command, dtype)
     else:
         chat = False if command.text is not None else command.chat
         model = open_model(command.model, command.step, ema=command.ema, chat=chat, dtype=dtype)
-        about = {"model": model.name, "fingerprint": model.fingerprint}
-        tasks = _of_text(command, model) if command.text is not None else _of_harness(command, model)
+        about = {"model": model.name, "fingerprint": model.fingerprint, "chat": model.template is not None}
+        if command.text is not None:
+            tasks = _of_text(command, model)
+        else:
+            tasks, groups = _of_harness(command, model)
     options = {name: value for name, value in vars(command).items() if name not in ("model", "out", "compare")}
     about = {"jaxllm": __version__, **about, "options": options}
     if command.out is not None:
-        save(user_path(command.out), about, tasks)
-    show_tasks(tasks, counted="rows" if command.text is None else "tokens")
+        save(user_path(command.out), about, tasks, groups)
+    show_tasks(tasks, counted="rows" if command.text is None else "tokens", groups=groups)
     if before:
         show_comparison(tasks, {name: of for name, (_, of) in before.items()})
     for name, (earlier, _) in before.items():
@@ -246,7 +249,7 @@ def _of_text(command: Command, model: "Model") -> "Tasks":
     return {command.text: means}
 
 
-def _of_harness(command: Command, model: "Model") -> "Tasks":
+def _of_harness(command: Command, model: "Model") -> "tuple[Tasks, Tasks]":
     from jaxllm.evaluation.harness import evaluate_tasks
 
     assert command.harness is not None

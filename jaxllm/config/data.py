@@ -50,7 +50,8 @@ class SourceConfig:
     `completion`, `instruction`, `input` and `output`, or `conversations`; `auto` tells by the fields of each record."""
     prompt: str | None = None
     """For `prompt_completion`, a Jinja template over the fields of a record, such as `{{ question }}`; none takes the
-    field of this name, a text or a list of messages."""
+    field of this name, a text or a list of messages. (What TFDS keeps as an object of lists is a list of objects here:
+    `{{ answers[0].text }}`.)"""
     completion: str | None = None
     """The same of the answer, such as `{{ answer.split('#### ')[1] }}`."""
     system: str | None = None
@@ -78,7 +79,8 @@ class MixtureConfig:
 
     kind: Literal["weights", "proportional", "temperature"] = "weights"
     """Rows of sources by their `weight`, of whose tasks each record then comes equally often; or examples of each task
-    in proportion to min(its examples, `cap`) (1910.10683), with `temperature` to the power of 1 / T; times `weight`."""
+    in proportion to min(its examples, `cap`) (1910.10683), with `temperature` to the power of 1 / T; times `weight`. Of
+    a text, rows are the examples."""
     cap: int | None = None
     """Examples at which a task counts as no larger (`proportional`, `temperature`); none has no limit."""
     temperature: float = 1.0

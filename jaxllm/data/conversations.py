@@ -91,9 +91,16 @@ def _prompt_completion(fields: Mapping[str, Any], where: str) -> list[dict[str, 
         if isinstance(value, list):
             turns = _objects(value, f"{where}, field '{key}'")
         else:
-            turns = [{"role": role, "content": checked_text(value, f"{where}, field '{key}'")}]
+            turns = [{"role": role, "content": _text(fields, key, where)}]
         messages += [_untrained(turn) for turn in turns] if key == "prompt" else turns
     return messages
+
+
+def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
+    """A text that must be there, if it is empty."""
+    if fields[key] is None:
+        raise BadRow(f"{where}, field '{key}': expected text, got none")
+    return checked_text(fields[key], f"{where}, field '{key}'")
 
 
 def _untrained(message: dict[str, Any]) -> dict[str, Any]:
@@ -103,9 +110,8 @@ def _untrained(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alpaca(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    instruction, given, output = (
-        checked_text(fields.get(key), f"{where}, field '{key}'") for key in ("instruction", "input", "output")
-    )
+    instruction, output = (_text(fields, key, where) for key in ("instruction", "output"))
+    given = checked_text(fields.get("input"), f"{where}, field 'input'")
     question = f"{instruction}\n\n{given}" if given else instruction
     system = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
     return [*system, {"role": "user", "content": question}, {"role": "assistant", "content": output}]

@@ -81,12 +81,15 @@ class Loader:
         self._first_rows = np.cumsum([0, *map(len, self.plans)])
         self._check_sources()
         kept = zip(corpus.train, self.plans, strict=True)
-        counts = [len(plan.starts if self.examples.keeps_whole(documents) else documents) for documents, plan in kept]
+        # A text has no examples: each of its rows counts as one.
+        counts = [len(plan.starts) if self.examples.keeps_whole(documents) else len(plan) for documents, plan in kept]
         rows = [len(plan) for plan in self.plans]
         self.row_shares = row_shares(data, [task.source for task in corpus.tasks], rows, counts)
         """Of the training rows, that each task has; float64 [tasks]."""
         self.shares = example_shares(self.row_shares, rows, counts)
         """Of the training examples, that each task has; float64 [tasks]."""
+        self.trained_shares = example_shares(self.row_shares, rows, [each.trained_tokens for each in corpus.train])
+        """Of the tokens that are trained, that each task has, about; float64 [tasks]."""
         mixed = [
             (share, shuffled(first, stop, seed + number))
             for number, (share, first, stop) in enumerate(self._parts(data.mixture.kind == "weights"))

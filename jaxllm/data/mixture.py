@@ -12,9 +12,9 @@ RAREST = 1e-9
 """A task with a smaller share of the rows has none."""
 
 
-WALKED = 2**16
-"""Of fewer rows grain's shuffle, which keeps nothing, walks through so many numbers to find one of them: it takes
-milliseconds a row of a small task."""
+FEW = 1024
+"""Rows whose order is drawn at once: grain's shuffle, which keeps nothing, walks through about 65,536 numbers to find
+one of a few, which takes milliseconds a row of a small task."""
 
 
 def row_shares(data: DataConfig, sources: Sequence[int], rows: Sequence[int], examples: Sequence[int]) -> np.ndarray:
@@ -28,7 +28,7 @@ def row_shares(data: DataConfig, sources: Sequence[int], rows: Sequence[int], ex
         data: has the mixture, and the weights of sources.
         sources: of each task.
         rows: training rows of each task.
-        examples: in all of them.
+        examples: in all of them; of a text, its rows.
     """
     row, example, source = np.array(rows, float), np.array(examples, float), np.array(sources)
     weight = np.array([data.sources[s].weight for s in sources])
@@ -47,7 +47,7 @@ def row_shares(data: DataConfig, sources: Sequence[int], rows: Sequence[int], ex
 def shuffled(first: int, stop: int, seed: int) -> grain.MapDataset[int]:
     """The rows `first` to `stop` without end, in each epoch once and in an order of its own."""
     rows = grain.MapDataset.range(first, stop)
-    if stop - first < WALKED:
+    if stop - first < FEW:
         return rows.repeat().map_with_index(_Shuffled(stop - first, seed))
     return rows.seed(seed).shuffle().repeat()
 

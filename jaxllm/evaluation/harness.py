@@ -6,14 +6,17 @@ figures. The package `lm-eval` (tested: 0.4.13) is imported by `evaluate_tasks` 
 
 import difflib
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 from jaxllm.config import UserError
 from jaxllm.evaluation.likelihood import Request, Score, encode_pair
 from jaxllm.evaluation.metrics import Mean
 from jaxllm.evaluation.model import Model
+from jaxllm.evaluation.results import Tasks
 from jaxllm.generation.config import SamplingConfig
 
 NEW_TOKENS = 256
@@ -163,8 +166,8 @@ def evaluate_tasks(
     batch: int = 16,
     seed: int = 0,
     progress: ToldProgress,
-) -> dict[str, dict[str, Mean]]:
-    """The metrics of lm-eval's tasks and groups.
+) -> tuple[Tasks, Tasks]:
+    """The metrics of lm-eval's tasks, and those of its groups of tasks.
 
     Args:
         model: reads prompts through its chat template if it was opened with one.
@@ -178,7 +181,8 @@ def evaluate_tasks(
         progress: what shows it.
 
     Raises:
-        UserError: lm-eval is not installed, a task is not known or its data cannot be had, or the model is not for it.
+        UserError: lm-eval is not installed, a task is not known, its data cannot be had or its metric fails, or the
+            model is not for it.
     """
     try:
         from lm_eval.api.model import LM
@@ -201,22 +205,47 @@ def evaluate_tasks(
             LM.__init__(self)
             Adapter.__init__(self, model, batch, progress)
 
-    found = simple_evaluate(
-        model=Ours(),
-        tasks=[*tasks],
-        task_manager=manager,
-        num_fewshot=few_shot,
-        limit=limit,
-        system_instruction=system,
-        apply_chat_template=model.template is not None,
-        fewshot_as_multiturn=model.template is not None,
-        log_samples=False,
-        torch_random_seed=None,
-        fewshot_random_seed=seed,
-    )
+    os.environ["DISABLE_MULTIPROC"] = "1"  # it would fork, for errors by bootstrap, a process that has threads
+    try:
+        found = simple_evaluate(
+            model=Ours(),
+            tasks=[*tasks],
+            task_manager=manager,
+            num_fewshot=few_shot,
+            limit=limit,
+            system_instruction=system,
+            apply_chat_template=model.template is not None,
+            fewshot_as_multiturn=model.template is not None,
+            log_samples=False,
+            torch_random_seed=None,
+            fewshot_random_seed=seed,
+        )
+    except Exception as error:
+        if isinstance(error, UserError) or _is_ours(error):
+            raise
+        raise UserError(f"--harness {','.join(tasks)}: {type(error).__name__}: {error}") from None
     assert found is not None  # which it is in other processes than the first
-    rows = {task: int(counts["effective"]) for task, counts in found["n-samples"].items()}
-    return {task: _means(values, rows.get(task, 0)) for task, values in found["results"].items()}
+    return _split(found)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether what lm-eval has called here raised it, and no task's own code."""
+    assert error.__traceback__ is not None
+    return any(frame.f_code.co_filename == __file__ for frame, _ in walk_tb(error.__traceback__.tb_next))
+
+
+def _split(found: Mapping[str, Any]) -> tuple[Tasks, Tasks]:
+    """Tasks and groups, of lm-eval's results. A group has the rows of its tasks, through all groups in it."""
+    members = {group: names for group, names in found.get("group_subtasks", {}).items() if names}
+
+    def rows(name: str) -> int:
+        if name in members:
+            return sum(map(rows, members[name]))
+        return int(found["n-samples"][name]["effective"]) if name in found["n-samples"] else 0
+
+    means = {name: _means(values, rows(name)) for name, values in found["results"].items()}
+    tasks = {name: own for name, own in means.items() if name not in members}
+    return tasks, {name: own for name, own in means.items() if name in members and own}
 
 
 def _means(values: Mapping[str, Any], rows: int) -> dict[str, Mean]:

@@ -17,18 +17,21 @@ SHOWN = 40
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity")
 
 
-def show_tasks(tasks: Tasks, console: Console | None = None, counted: str = "rows") -> None:
-    """One line a task: how much was `counted` (rows, or tokens that were predicted), and each metric with its standard
-    error."""
-    metrics = list(over_tasks(tasks))
+def show_tasks(
+    tasks: Tasks, console: Console | None = None, counted: str = "rows", groups: Tasks | None = None
+) -> None:
+    """One line a task, and then a group of them: how much was `counted` (rows, or tokens that were predicted), and each
+    metric with its standard error. Groups have no part in the mean over tasks."""
+    metrics = list(over_tasks({**tasks, **(groups or {})}))
     table = _table("task", counted, *metrics)
-    for task, own in tasks.items():
-        rows = max((mean.rows for mean in own.values()), default=0)
-        table.add_row(task, f"{rows:,}", *(_text(own.get(metric)) for metric in metrics))
-    if len(tasks) > 1:
+    for part in (tasks, groups or {}):
+        for task, own in part.items():
+            rows = max((mean.rows for mean in own.values()), default=0)
+            table.add_row(task, f"{rows:,}", *(_text(own.get(metric)) for metric in metrics))
         table.add_section()
+    if len(tasks) > 1:
         together = over_tasks(tasks)
-        table.add_row(MEAN, f"{len(tasks)} tasks", *(_text(together[metric]) for metric in metrics))
+        table.add_row(MEAN, f"{len(tasks)} tasks", *(_text(together.get(metric)) for metric in metrics))
     (console or _console()).print(table)
 
 

@@ -116,21 +116,23 @@ def over_tasks(tasks: Tasks) -> dict[str, Mean]:
     return {metric: Mean.over([own[metric] for own in tasks.values() if metric in own]) for metric in metrics}
 
 
-def save(out: Path, about: Mapping[str, Any], tasks: Tasks) -> None:
+def save(out: Path, about: Mapping[str, Any], tasks: Tasks, groups: Tasks | None = None) -> None:
     """Writes the sums as JSON, whole or not at all.
 
     Args:
         out: the file.
         about: what else is to be known of the evaluation.
         tasks: the means.
+        groups: of tasks; they have no part in the mean over all.
 
     Raises:
         UserError: it cannot be written.
     """
     content = {
         **about,
-        "tasks": {task: {metric: mean._asdict() for metric, mean in own.items()} for task, own in tasks.items()},
-        "mean": {metric: mean._asdict() for metric, mean in over_tasks(tasks).items()},
+        "tasks": {task: _plain(own) for task, own in tasks.items()},
+        "mean": _plain(over_tasks(tasks)),
+        **({"groups": {group: _plain(own) for group, own in groups.items()}} if groups else {}),
     }
     try:
         os.makedirs(out.parent, exist_ok=True)
@@ -138,6 +140,10 @@ def save(out: Path, about: Mapping[str, Any], tasks: Tasks) -> None:
         raise UserError(f"cannot make the folder '{out.parent}': {error.strerror}") from None
     with whole_file(out) as writing:
         writing.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _plain(means: Mapping[str, Mean]) -> dict[str, Any]:
+    return {metric: mean._asdict() for metric, mean in means.items()}
 
 
 def load(path: Path) -> tuple[dict[str, Any], Tasks]:
@@ -152,7 +158,8 @@ def load(path: Path) -> tuple[dict[str, Any], Tasks]:
         options = dict(content.get("options", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"'{path}' is not what `jaxllm eval --out` has written") from None
-    return {key: value for key, value in content.items() if key not in ("tasks", "mean")} | {"options": options}, tasks
+    about = {key: value for key, value in content.items() if key not in ("tasks", "mean", "groups")}
+    return about | {"options": options}, tasks
 
 
 def unlike(about: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -245,6 +245,11 @@ def tuning_mistakes(config: RunConfig) -> Iterator[str]:
             f"train.ema_decay = {config.train.ema_decay}: the average of ranks that come and go has all of them; None "
             "would do for tuning.method = 'adalora'"
         )
+    if tuning.method == "adalora" and config.train.skip_nonfinite and tuning.adaptive.settled == 0:
+        yield (
+            "tuning.adaptive.settled = 0.0: after a step that train.skip_nonfinite skips, ranks would be left above "
+            "the budget; 0.1 would do"
+        )
     if tuning.method == "adalora" and tuning.adaptive.warmup + tuning.adaptive.settled >= 1:
         yield (
             f"tuning.adaptive.warmup = {tuning.adaptive.warmup}, settled = {tuning.adaptive.settled}: together they "

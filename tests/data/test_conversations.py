@@ -171,6 +171,8 @@ def test_texts_may_be_bytes_as_tfds_gives_them():
             "every message of the assistant has the weight 0",
         ),
         ("auto", {"prompt": "one", "completion": ""}, "the assistant says nothing: nothing would be trained"),
+        ("auto", {"prompt": None, "completion": "two"}, "field 'prompt': expected text, got none"),
+        ("auto", {"instruction": None, "output": "two"}, "field 'instruction': expected text, got none"),
         ("auto", {"prompt": "one", "completion": " \n"}, "the assistant says nothing: nothing would be trained"),
         ("auto", {"messages": [ASKED[0], {"role": "assistant", "content": EMPTY}]}, "the assistant says nothing"),
         (

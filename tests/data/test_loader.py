@@ -12,7 +12,7 @@ import pytest
 from jaxllm.config import DataConfig, ObjectiveConfig, SourceConfig, TokenizerConfig, UserError
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.loader import Batch, Loader, loader_speed
-from jaxllm.data.mixture import WALKED, shuffled
+from jaxllm.data.mixture import FEW, shuffled
 from tests.data.batches import equal
 
 
@@ -108,7 +108,7 @@ def test_each_epoch_has_its_own_order(corpus, data):
     assert Counter(map(tuple, first)) == Counter(map(tuple, second))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 300, WALKED - 1, WALKED])
+@pytest.mark.parametrize("rows", [1, 2, 300, FEW - 1, FEW])
 def test_rows_of_a_part_come_once_an_epoch_in_another_order_each(rows):
     found = shuffled(7, 7 + rows, seed=3)
     first, later = ([found[e * rows + n] for n in range(rows)] for e in (0, 5))

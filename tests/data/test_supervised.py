@@ -215,6 +215,16 @@ def test_the_examples_that_are_trained_have_those_shares(load, tasks, mixture, w
     assert counts / counts.sum() == pytest.approx(np.array(wanted) / sum(wanted), rel=0.1)
 
 
+def test_of_a_text_beside_tasks_rows_are_the_examples(load, tasks):
+    text = [{"text": "total = value + index\n" * 400} for _ in range(2)]
+    mixture = MixtureConfig(kind="proportional", cap=20)
+    loader = load(tasks, (text, {"format": "text"}), mixture=mixture)
+    rows = min(20, len(loader.plans[3]))
+    assert loader.shares == pytest.approx(np.array([12, 20, 20, rows]) / (52 + rows))
+    assert loader.trained_shares.sum() == pytest.approx(1)
+    assert loader.trained_shares[3] > loader.shares[3]
+
+
 def test_batch_k_of_a_mixture_is_a_function_of_seed_and_k_alone(load, tasks):
     mixture = MixtureConfig(kind="temperature", temperature=3.0)
     whole = [load(tasks, mixture=mixture, batch_size=4).batch(k) for k in (6, 7)]

@@ -121,6 +121,17 @@ def test_results_keep_their_filters_and_errors():
     assert harness._means(values, 7) == {"acc": (0.5, 0.1, 7), "em (strict)": (1.0, None, 7)}
 
 
+def test_groups_are_no_tasks_and_have_the_rows_of_their_tasks():
+    found = {
+        "results": {name: {"alias": name, "acc,none": 0.5} for name in ("all", "part", "a", "b", "c")} | {"tag": {}},
+        "group_subtasks": {"all": ["part", "c"], "part": ["a", "b"], "a": [], "tag": ["c"]},
+        "n-samples": {name: {"original": 9, "effective": rows} for name, rows in (("a", 1), ("b", 2), ("c", 4))},
+    }
+    tasks, groups = harness._split(found)
+    assert {name: own["acc"].rows for name, own in tasks.items()} == {"a": 1, "b": 2, "c": 4}
+    assert {name: own["acc"].rows for name, own in groups.items()} == {"all": 7, "part": 3}
+
+
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 
@@ -142,8 +153,20 @@ def test_tasks_of_lm_eval_run(plain, scorer, tmp_path):
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
         "doc_to_target: gold\nmetric_list: [{metric: acc}]\n"
     )
-    found = evaluate_tasks(model, ["own_choices"], str(tmp_path), limit=4, progress=silent)
-    assert (found["own_choices"]["acc"].mean, found["own_choices"]["acc"].rows) == (0.5, 4)
+    (tmp_path / "group.yaml").write_text(
+        "group: own_group\ntask: [own_choices]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    (tmp_path / "failing.yaml").write_text(
+        (tmp_path / "own.yaml").read_text().replace("own_choices", "failing").replace("acc", "brier_score")
+    )
+    tasks, groups = evaluate_tasks(model, ["own_group"], str(tmp_path), limit=4, progress=silent)
+    assert (tasks.keys(), groups.keys()) == ({"own_choices"}, {"own_group"})
+    for found in (tasks["own_choices"]["acc"], groups["own_group"]["acc"]):
+        assert (found.mean, found.rows) == (0.5, 4)
+    several = [{"q": "the", "choices": ["fox", "dog", "cat"][: 2 + n % 2], "gold": 0} for n in range(6)]
+    (tmp_path / "rows.json").write_text(json.dumps(several))
+    with pytest.raises(UserError, match=r"^--harness failing: ValueError: "):
+        evaluate_tasks(model, ["failing"], str(tmp_path), progress=silent)
     with pytest.raises(UserError, match="--harness own_choice: lm-eval has no such task; near to it: own_choices"):
         evaluate_tasks(model, ["own_choice"], str(tmp_path), progress=silent)
     (tmp_path / "rows.json").unlink()

@@ -35,6 +35,13 @@ def test_each_task_has_a_line_and_their_mean_the_last():
     assert len(shown(show_tasks, {"up": TASKS["up"]})) == 2
 
 
+def test_groups_have_lines_and_no_part_in_the_mean(capsys):
+    show_tasks(TASKS, groups={"all": {"acc": Mean(0.9, None, 150), "best": Mean(1.0, None, 150)}})
+    *_, of_all, mean, _ = (line for line in capsys.readouterr().out.splitlines() if "──" not in line or "└" in line)
+    assert [cell.strip() for cell in of_all.strip("│").split("│")] == ["all", "150", "0.9000", "", "1.0000"]
+    assert [cell.strip() for cell in mean.strip("│").split("│")][:3] == ["mean over tasks", "3 tasks", "0.5333 ±0.0373"]
+
+
 def test_names_are_printed_as_they_are(capsys):
     named = {"[/b] :fire:": {"acc": Mean(0.5, None, 2)}}
     show_tasks(named)

@@ -131,6 +131,13 @@ def ranks(*others, **fields):
             run(TuningConfig(method="adalora"), train=TrainConfig(ema_decay=0.9)),
             "train.ema_decay = 0.9: the average of",
         ),
+        (
+            run(
+                TuningConfig(method="adalora", adaptive=AdaptiveConfig(settled=0.0)),
+                train=TrainConfig(skip_nonfinite=True),
+            ),
+            "tuning.adaptive.settled = 0.0: after a step that train.skip_nonfinite skips, ranks would be left",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(config, mistake):

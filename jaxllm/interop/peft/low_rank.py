@@ -88,7 +88,8 @@ def _by_module(settings: Settings, tensors: Mapping[str, np.ndarray]) -> dict[st
         ending = next((ending for ending in PARTS if tensor.endswith(f".{ending}")), None)
         if ending is None or not tensor.startswith(ROOT):
             raise UserError(
-                f"{settings.where}: the tensor '{tensor}' beside it is no update of a linear map; others are not read"
+                f"{settings.where}: the tensor '{tensor}' beside it is no update of a linear map of a block; others, "
+                "such as of an embedding or of the head, are not read"
             )
         given.setdefault(tensor.removeprefix(ROOT).removesuffix(f".{ending}"), {})[PARTS[ending]] = array
     if not given:
