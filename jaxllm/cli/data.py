@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
-from jaxllm.common.console import plain_console
+from jaxllm.common.console import plain_console, wide_console
 from jaxllm.config import RunConfig, UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _describe(name: str, loader: "Loader") -> None:
         *([] if corpus.template is None else [("chat template", corpus.template.name)]),
     ):
         table.add_row(what, value)
-    console = plain_console()
+    console = wide_console()
     console.print(table)
     if len(corpus.tasks) > 1 or corpus.template is not None:
         console.print(_tasks(loader))

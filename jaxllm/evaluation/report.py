@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from jaxllm.common.console import plain_console
+from jaxllm.common.console import wide_console
 from jaxllm.evaluation.metrics import Mean
 from jaxllm.evaluation.results import Tasks, over_tasks
 
@@ -32,13 +32,13 @@ def show_tasks(
     if len(tasks) > 1:
         together = over_tasks(tasks)
         table.add_row(MEAN, f"{len(tasks)} tasks", *(_text(together.get(metric)) for metric in metrics))
-    (console or _console()).print(table)
+    (console or wide_console()).print(table)
 
 
 def show_comparison(tasks: Tasks, others: Mapping[str, Tasks], console: Console | None = None) -> None:
     """What both have: the others' means, these, and the difference to the first of the others with its standard error
     (of runs apart: it is smaller for the same rows). Tasks that have become worse most come first."""
-    out = console or _console()
+    out = console or wide_console()
     first = next(iter(others.values()))
     changes = {
         (task, metric): mean.minus(first[task][metric])
@@ -84,9 +84,3 @@ def _table(*columns: str) -> Table:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 or column == "metric" else "right", overflow="fold")
     return table
-
-
-def _console() -> Console:
-    """As wide as the terminal; where there is none, wide enough for every column."""
-    console = plain_console()
-    return console if console.is_terminal else plain_console(width=200)
