@@ -195,13 +195,14 @@ class Loader:
                 names |= dict.fromkeys(prefix + documents.name(d) for d in range(first, last + 1))
         return list(names)
 
-    def validation_batches(self, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[Batch]:
-        """All held-out pieces once, in a fixed order and with fixed noise, whatever the seed and the batch size.
+    def validation_batches(self, batch_size: int, rows: Sequence[int] | None = None, first: int = 0) -> Iterator[Batch]:
+        """All held-out pieces once, in a fixed order and with fixed noise, whatever the seed and the batch size; or
+        from batch `first` on.
 
         Each task's rows are in random order and spread over all, so that the first batches are a fair sample. The last
         batch is filled up with rows of weight 0.
         """
-        return self._held_out_batches(range(len(self._held_out)), batch_size, rows)
+        return self._held_out_batches(range(first * batch_size, len(self._held_out)), batch_size, rows)
 
     def task_batches(self, task: int, most: int, batch_size: int, rows: Sequence[int] | None = None) -> Iterator[Batch]:
         """The same of the first held-out rows of a task, at most so many."""

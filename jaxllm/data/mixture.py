@@ -11,7 +11,6 @@ from jaxllm.config import DataConfig
 RAREST = 1e-9
 """A task with a smaller share of the rows has none."""
 
-
 FEW = 1024
 """Rows whose order is drawn at once: grain's shuffle, which keeps nothing, walks through about 65,536 numbers to find
 one of a few, which takes milliseconds a row of a small task."""
@@ -46,25 +45,16 @@ def row_shares(data: DataConfig, sources: Sequence[int], rows: Sequence[int], ex
 
 def shuffled(first: int, stop: int, seed: int) -> grain.MapDataset[int]:
     """The rows `first` to `stop` without end, in each epoch once and in an order of its own."""
+    count = stop - first
     rows = grain.MapDataset.range(first, stop)
-    if stop - first < FEW:
-        return rows.repeat().map_with_index(_Shuffled(stop - first, seed))
-    return rows.seed(seed).shuffle().repeat()
+    if count >= FEW:
+        return rows.seed(seed).shuffle().repeat()
 
+    @lru_cache(2)
+    def order(epoch: int) -> np.ndarray:
+        return first + np.random.default_rng((seed, epoch)).permutation(count)
 
-class _Shuffled:
-    """Exchanges the rows of each epoch of a few, whose order is made once: a pure function of the place."""
-
-    def __init__(self, rows: int, seed: int):
-        self._rows, self._seed = rows, seed
-        self._order = lru_cache(2)(self._drawn)
-
-    def __call__(self, place: int, row: int) -> int:
-        epoch, at = divmod(place, self._rows)
-        return row - at + int(self._order(epoch)[at])
-
-    def _drawn(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._rows)
+    return rows.repeat().map_with_index(lambda place, row: int(order(place // count)[row - first]))
 
 
 def example_shares(shares: np.ndarray, rows: Sequence[int], examples: Sequence[int]) -> np.ndarray:

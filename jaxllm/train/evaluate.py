@@ -115,7 +115,8 @@ class Evaluator:
         return None if self._stop() else part.joined(rest)
 
     def _read(self, first: int, stop: int) -> Iterator[Batch]:
-        return islice(self._loader.validation_batches(self._rows, own_rows(self._mesh, self._rows)), first, stop)
+        batches = self._loader.validation_batches(self._rows, own_rows(self._mesh, self._rows), first)
+        return islice(batches, stop - first)
 
     def tasks(self, params: Tree) -> list[HeldOut | None] | None:
         """The first held-out rows of each task, always the same; none of a task that has no such row.
