@@ -6,9 +6,9 @@
 Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama
 2 7B into `models/llama-2-7b`. Name others with --data.sources.0.path and --base.
 Hardware: meant for 8 GPUs; the base is kept in bfloat16, cut over all of them.
-Result: not trained. As planned (jax 0.12, compiled in 86 s): 14.3 GiB of 59.3 on each H100, 12.3 of activations; 0.73
-to 0.97 s a step, 8,467 to 11,185 tokens/s a GPU, MFU 26 to 34 %, bound by memory; 1.25 times the model's FLOPs are
-executed, for what `remat` computes again. `--train.remat dots` executes 1.06 times, takes 24.9 GiB, and is predicted to
+Result: not trained. As planned (jax 0.12, compiled in 36 s): 14.1 GiB of 59.3 on each H100, 12.4 of activations; 0.73
+to 0.96 s a step, 8,503 to 11,235 tokens/s a GPU, MFU 26 to 34 %, bound by memory; 1.25 times the model's FLOPs are
+executed, for what `remat` computes again. `--train.remat dots` executes 1.06 times, takes 24.7 GiB, and is predicted to
 be slower, for it moves more.
 """
 

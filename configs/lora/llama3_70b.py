@@ -6,10 +6,9 @@
 Data: conversations as JSON lines in `data/instructions/`, in any form that `auto` knows; base: `jaxllm import` of Llama
 3 70B into `models/llama-3-70b`. Name others with --data.sources.0.path and --base.
 Hardware: meant for 64 TPU v5p chips; the base is kept in bfloat16, cut over all of them.
-Result: not trained. As planned (libtpu 0.0.52, jax 0.12, compiled in 411 s beside other work): 18.9 GiB of 95 on each
-chip, 10 of them the inputs of the layers and 2 the factors of the updates that fsdp does not cut (those without the
-width of the model), with their gradients and state; 8.8 to 15.1 s a step, 544 to 935 tokens/s a chip, MFU 37 to 64 %,
-bound by compute.
+Result: not trained. As planned (libtpu 0.0.52, jax 0.12, compiled in 93 s beside other work): 16.7 GiB of 95 on each
+chip, 10 of them the inputs of the layers, 2.1 the base and 0.05 the updates with their gradients and state; 8.8 to 15.0
+s a step, 545 to 935 tokens/s a chip, MFU 37 to 64 %, bound by compute.
 """
 
 from dataclasses import replace

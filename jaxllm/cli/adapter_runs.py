@@ -79,7 +79,7 @@ def save_adapter(
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.models.adapters import trained_table
     from jaxllm.sharding.mesh import make_mesh
-    from jaxllm.sharding.zero import optimizer_specs
+    from jaxllm.sharding.rules import table_specs
     from jaxllm.train.checkpoint import Checkpoints, Info
     from jaxllm.train.params import write_origin
     from jaxllm.train.state import initial_state
@@ -88,7 +88,7 @@ def save_adapter(
     one = replace(config, mesh=MeshConfig(data=1))
     mesh, table = make_mesh(one.mesh, jax.devices()[:1]), trained_table(one)
     assert leaves.keys() == table.keys()
-    cut = flatten(optimizer_specs(table, one.mesh.zero_stage))
+    cut = flatten(table_specs(mesh.shape, table))
     given = {path: jax.device_put(leaf, NamedSharding(mesh, cut[path])) for path, leaf in leaves.items()}
     own = load_tokenizer(tokenizer)
     with whole_folder(out) as writing:

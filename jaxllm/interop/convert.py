@@ -18,7 +18,7 @@ from jaxllm.interop.families import FAMILIES, Family, family_of
 from jaxllm.interop.published import Published, Tensor
 from jaxllm.interop.rules import Named, contiguous, join, misfits, named, split
 from jaxllm.interop.settings import Settings
-from jaxllm.models.table import Param, parameter_table
+from jaxllm.models.table import parameter_table
 from jaxllm.sharding.rules import spec
 from jaxllm.validation import model_problems
 
@@ -148,8 +148,8 @@ def load(
             for path, part in zip(tensor.rule.paths, parts, strict=True):
                 leaf, place = table[path], tensor.place
                 if place and path not in leaves:
-                    leaves[path] = _zeros(leaf.shape, dtype, NamedSharding(mesh, spec(leaf.axes)))()
-                placed = _placed(part, dtype, NamedSharding(mesh, _of_place(leaf, len(place))))
+                    leaves[path] = _zeros(leaf.shape, dtype, NamedSharding(mesh, spec(mesh.shape, leaf)))()
+                placed = _placed(part, dtype, NamedSharding(mesh, P(*spec(mesh.shape, leaf)[len(place) :])))
                 leaves[path] = _set(leaves[path], placed, place) if place else placed
             done += int(np.prod(tensor.shape))
             tell(done)
@@ -168,11 +168,6 @@ def _check_tied(published: Published, conversion: Conversion) -> None:
                 f"'{published.path}': '{head}' differs from '{embedding}', and config.json says that they are one: set "
                 "tie_word_embeddings to false there, or leave the tensor out"
             )
-
-
-def _of_place(leaf: Param, places: int) -> P:
-    """The partition of one entry of the leading axes."""
-    return P(*spec(leaf.axes)[places:])
 
 
 @functools.cache

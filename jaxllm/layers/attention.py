@@ -191,6 +191,8 @@ def gated_attention(
     if not any(spec):
         return attend(q_BTNH, k_UKH, v_UKH, gate_N, there_BU)
     assert there_BU is None, "rows with adapters of their own are not cut over devices"
+    if jax.typeof(q_BTNH).sharding.mesh.size == 1:  # there jax inlines `shard_map`, and loses what is promised
+        k_UKH, v_UKH = (jax.sharding.reshard(x, P(*jax.typeof(x).sharding.spec.partitions)) for x in (k_UKH, v_UKH))
     return jax.shard_map(attend, out_specs=P(*spec), check_vma=False)(q_BTNH, k_UKH, v_UKH, gate_N)
 
 

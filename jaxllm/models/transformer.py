@@ -98,8 +98,8 @@ class Transformer(nn.Module):
         remat: what the backward pass finds saved, `TrainConfig.remat`.
         attention: what computes it, `TrainConfig.attention`.
         update_dropout: dropped share of what low-rank updates read, where dropout is on.
-        at_use: `(group, parameters) -> parameters`, called on `embedding`, on each layer's slice of
-            `layers` inside the scan, on `final_norm` and so on; the encoder's begin with `encoder/`.
+        at_use: called on the parameters of the embedding, on each layer's inside the scan, on the final norm's and so
+            on, for those that are used in their place.
     """
 
     config: TransformerConfig
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
     remat: str = "none"
     attention: Backend = "auto"
     update_dropout: float = 0.0
-    at_use: Callable[[str, Tree], Tree] = lambda name, params: params
+    at_use: Callable[[Tree], Tree] = lambda params: params
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, *inputs: Any, **named: Any) -> Output:
@@ -152,7 +152,7 @@ def decode(
     positions_BT, segments_BT = _places(tokens_BT, positions_BT, segments_BT, start)
     x_BTD = _embedded(model, "", params, tokens_BT, positions_BT, dropout_key=dropout_key)
     context = _context(model, "", params, positions_BT, Mask(segments_BT, True, prefix_BT), is_cached=cache is not None)
-    embedded = model.at_use("prompt", params["prompt"])["tokens"].shape[-2] if "prompt" in params else 0
+    embedded = model.at_use(params["prompt"])["tokens"].shape[-2] if "prompt" in params else 0
     context = context._replace(virtual_BT=jnp.maximum(_virtual(model, tokens_BT) - embedded, -1))
     if cache is not None:
         context = context._replace(cache_length_B=cache.length)
@@ -190,7 +190,7 @@ def memory_cache(model: Transformer, params: Tree, hidden_BSD: jax.Array, length
     many tokens."""
 
     def of_layer(layer: Tree) -> tuple[jax.Array, jax.Array]:
-        k, v = memory_keys(model.at_use("layers", layer), hidden_BSD)
+        k, v = memory_keys(model.at_use(layer), hidden_BSD)
         return rearrange(k, "B S K H -> B K H S"), rearrange(v, "B S K H -> B K S H")
 
     layers = params["layers"]
@@ -230,11 +230,11 @@ def _embedded(
 ) -> jax.Array:
     config = model.config
     with jax.named_scope("embedding"):
-        shared = model.at_use("embedding", params["embedding"])
-        own = model.at_use("encoder/embedding", params["encoder"].get("embedding", {})) if prefix else shared
+        shared = model.at_use(params["embedding"])
+        own = model.at_use(params["encoder"].get("embedding", {})) if prefix else shared
         x_BTD = lookup(shared["tokens"], tokens_BT).astype(model.dtype)
         if "prompt" in params:
-            table = model.at_use("prompt", params["prompt"])["tokens"]
+            table = model.at_use(params["prompt"])["tokens"]
             x_BTD = overlaid(x_BTD, table, _virtual(model, tokens_BT))
         if config.embedding_scale:
             x_BTD *= jnp.asarray(config.width**0.5, model.dtype)
@@ -266,7 +266,7 @@ def _context(
         if config.local_rope_theta is not None:
             context = context._replace(local_rope=tables(config.local_rope_theta, AS_TRAINED))
     elif config.positions == "relative":
-        table = model.at_use(f"{prefix}relative", _at(params, prefix)["relative"])["buckets"]
+        table = model.at_use(_at(params, prefix)["relative"])["buckets"]
         limits: Any = {"is_causal": mask.is_causal, "farthest": config.relative_distance}
         if is_cached:
             context = context._replace(bias=lambda ahead: relative_bias(table, ahead, **limits))
@@ -292,7 +292,7 @@ def _layers(
     is_uniform = len(set(has_window)) == 1
 
     def body(x_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, Result]:
-        layer = layer._replace(params=model.at_use(group, layer.params))
+        layer = layer._replace(params=model.at_use(layer.params))
         if is_uniform:
             layer = layer._replace(has_window=has_window[0])
         if config.first_dropout is None:
@@ -325,8 +325,7 @@ def _final_norm(model: Transformer, prefix: str, params: Tree, x_BTD: jax.Array)
     if model.config.norm_place == "post":
         return x_BTD
     with jax.named_scope("final_norm"):
-        name = f"{prefix}final_norm"
-        return normalise(model.config, model.at_use(name, _at(params, prefix)["final_norm"]), x_BTD)
+        return normalise(model.config, model.at_use(_at(params, prefix)["final_norm"]), x_BTD)
 
 
 def dtype_for_use(dtype: Any = None) -> Any:

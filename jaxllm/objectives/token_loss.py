@@ -34,7 +34,7 @@ def token_loss(
     config = model.config
     owners = {name for name in ("head", *(("embedding",) if config.tied_embeddings else ())) if name in params}
     # Gathered once, for the lookup too where it is tied, so that its gradient is scattered once.
-    params = {**params, **{owner: model.at_use(owner, params[owner]) for owner in owners}}
+    params = {**params, **{owner: model.at_use(params[owner]) for owner in owners}}
     out = hidden_states(model, params, batch, dropout_key)
     with jax.named_scope("loss"):
         kernel, axes = head_kernel(params, config)

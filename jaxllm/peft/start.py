@@ -51,7 +51,7 @@ def _means(table_VD: jax.Array, tokens: Sequence[Sequence[int]]) -> jax.Array:
 
 def _keys_and_values(config: RunConfig, base: Tree, tokens: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
     """Those that each layer makes of the tokens as a text: `[L, U, K, H]`. One device computes them."""
-    model, U = Transformer(config.model, at_use=lambda _, params: plain(params)), len(tokens)
+    model, U = Transformer(config.model, at_use=plain), len(tokens)
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
 
     def run(params: Tree) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ from jaxllm.config import RunConfig
 from jaxllm.models.adapters import trained_table
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.text import Operation, called
-from jaxllm.sharding.rules import param_specs
+from jaxllm.sharding.rules import table_specs
 from jaxllm.sharding.zero import parameter_specs
 from jaxllm.train.state import State
 
@@ -94,11 +94,13 @@ def _is_on_device(leaf: jax.ShapeDtypeStruct) -> bool:
 
 def gradient_bytes(config: RunConfig, state: State) -> int:
     """Of all gradients on one device, cut as the ZeRO stage says (`sharding/zero.py`)."""
-    table, stage = trained_table(config), config.mesh.zero_stage
-    specs = param_specs(table) if stage >= 2 else parameter_specs(table, stage)
+    mesh, stage = jax.tree.leaves(state.params)[0].sharding.mesh, config.mesh.zero_stage
+    specs = table_specs(mesh.shape, trained_table(config))
+    if stage < 2:
+        specs = parameter_specs(specs, stage)
 
     def cut(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(leaf.sharding.mesh, spec)
+        sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return device_bytes(jax.tree.map(cut, state.params, specs))

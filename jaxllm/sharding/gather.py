@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.common.trees import Tree, map_with_path
+from jaxllm.common.trees import Tree
 from jaxllm.layers.shards import sharding_of
-from jaxllm.models.table import Param
 from jaxllm.quantization.blocks import Int8, Nf4, Quantized, dequantized, is_quantized
-from jaxllm.sharding.rules import REPLICAS, spec
+from jaxllm.sharding.rules import REPLICAS, fsdp_dimension, without_fsdp
 
 
 class Slice(NamedTuple):
@@ -40,37 +39,29 @@ class Types(NamedTuple):
     """Gradients."""
 
 
-def gather_at_use(table: dict[str, Param], types: Types) -> Callable[[str, Tree], Tree]:
-    """The `at_use` of a model whose parameters are cut by `rules.param_specs`, slices or whole.
+def gather_at_use(types: Types) -> Callable[[Tree], Tree]:
+    """The `at_use` of a model whose parameters are cut by `rules.table_specs`, slices or whole.
 
     Undoes the `fsdp` cut and keeps the `tensor` cut. The gradient of what was cut is scattered again where it is made:
     summed over `fsdp` by a reduce-scatter, and what is left of it over the other `REPLICAS` by an all-reduce, unless
     the parameter promises to be the same there (`reduced`). What is whole stays as it is.
     """
 
-    def gather(group: str, params: Tree) -> Tree:
-        def leaf(path: str, x: jax.Array | Slice | Quantized) -> jax.Array:
-            if isinstance(x, Int8 | Nf4):
-                return dequantized(jax.tree.map(_without_fsdp, x), types.gathered)
-            cut, whole = x if isinstance(x, Slice) else (x, None)
-            held = jax.typeof(cut).sharding.spec
-            if "fsdp" not in held.partitions:
-                return cut
-            axes = spec(table[f"{group}/{path}"].axes)
-            axes = P(*axes[len(axes) - cut.ndim :])  # inside the scan a leaf of `layers` has lost its leading axis
-            return _whole(axes, held.reduced, types, cut, whole)
+    def leaf(x: jax.Array | Slice | Quantized) -> jax.Array:
+        if isinstance(x, Int8 | Nf4):
+            return dequantized(jax.tree.map(_gathered, x), types.gathered)
+        cut, whole = x if isinstance(x, Slice) else (x, None)
+        held = jax.typeof(cut).sharding.spec
+        axes = P(*held.partitions)
+        return cut if fsdp_dimension(axes) is None else _whole(axes, held.reduced, types, cut, whole)
 
-        return map_with_path(leaf, params, is_leaf=lambda x: is_slice(x) or is_quantized(x))
-
-    return gather
+    return lambda params: jax.tree.map(leaf, params, is_leaf=lambda x: is_slice(x) or is_quantized(x))
 
 
-def _without_fsdp(x: jax.Array) -> jax.Array:
+def _gathered(x: jax.Array) -> jax.Array:
     """`x`, of which no gradient is taken, whole along `fsdp`."""
     sharding = sharding_of(x)
-    if sharding is None:
-        return x
-    return jax.sharding.reshard(x, P(*(None if axis == "fsdp" else axis for axis in sharding.spec.partitions)))
+    return x if sharding is None else jax.sharding.reshard(x, without_fsdp(P(*sharding.spec.partitions)))
 
 
 def scattered(axes: P, x: jax.Array, unsummed: frozenset[str] = frozenset(), dtype: Any = jnp.float32) -> jax.Array:
@@ -83,8 +74,8 @@ def scattered(axes: P, x: jax.Array, unsummed: frozenset[str] = frozenset(), dty
     if held.unreduced <= unsummed:
         return jax.sharding.reshard(x, cut)
     part = x.astype(dtype)
-    if "fsdp" in axes and "fsdp" in held.unreduced and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1:
-        dimension = list(axes).index("fsdp")
+    dimension = fsdp_dimension(axes)
+    if dimension is not None and "fsdp" in held.unreduced and jax.sharding.get_abstract_mesh().shape["fsdp"] > 1:
         scatter = functools.partial(jax.lax.psum_scatter, axis_name="fsdp", scatter_dimension=dimension, tiled=True)
         part = jax.shard_map(scatter, out_specs=P(*axes, unreduced=held.unreduced - {"fsdp"}))(part)
     return jax.sharding.reshard(part, cut).astype(x.dtype)
@@ -93,7 +84,7 @@ def scattered(axes: P, x: jax.Array, unsummed: frozenset[str] = frozenset(), dty
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _whole(axes: P, promised: frozenset[str], types: Types, cut: jax.Array, whole: jax.Array | None) -> jax.Array:
     """`cut`, whose partition is `axes`, gathered; or its `whole`, which is there already."""
-    gathered = P(*(None if axis == "fsdp" else axis for axis in axes), reduced=REPLICAS)
+    gathered = P(*without_fsdp(axes), reduced=REPLICAS)
     if whole is not None:
         return jax.sharding.reshard(whole, gathered)
     return jax.sharding.reshard(cut.astype(types.gathered), gathered).astype(cut.dtype)

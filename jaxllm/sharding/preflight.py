@@ -10,10 +10,10 @@ from typing import Any
 
 from jaxllm.common.axes import ALWAYS, LEGEND
 from jaxllm.config import AXES, RunConfig
-from jaxllm.models.adapters import frozen_table, trained_table, whole_table
+from jaxllm.models.adapters import block_size, frozen_table, kept_as, trained_table, whole_table
 from jaxllm.models.summary import Memory, memory
 from jaxllm.models.table import Param
-from jaxllm.sharding.axes import RULES, cuts
+from jaxllm.sharding.axes import RULES, cuts, cuts_on
 
 NOTICEABLE = 1 << 30
 """Bytes that a device may hold beyond its even share before anybody is told."""
@@ -55,6 +55,7 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
         yield from _batch_mistakes(config, sizes)
         if all(getattr(config.model, LEGEND[letter]) > 0 for letter in ALWAYS):
             yield from parameter_mistakes(config, devices)
+            yield from _cut_blocks(config, sizes)
 
 
 def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, str | None] = RULES) -> Iterator[str]:
@@ -67,8 +68,8 @@ def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, 
         except ValueError as error:
             yield f"parameter '{path}': {error}"
             continue
-        for letter, axis in zip(leaf.axes, axes, strict=True):
-            if axis is not None:
+        for letter, by in zip(leaf.axes, axes, strict=True):
+            for axis in by:
                 paths.setdefault((letter, axis), []).append(path)
     for (letter, axis), (path, *others) in paths.items():
         size = getattr(config.model, LEGEND[letter])
@@ -79,6 +80,23 @@ def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, 
                 f"of parameter '{path}'{f' and {len(others)} more' if others else ''}; "
                 f"{_fitting_sizes(config, letter, sizes[axis])}{mesh and f', or {mesh},'} would do"
             )
+
+
+def _cut_blocks(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str]:
+    """Frozen matrices whose numbers that share a scale would come to lie on several devices."""
+    found = []
+    for path, leaf in frozen_table(config).items():
+        if kept_as(path, leaf, config.tuning.base_dtype) in ("int8", "nf4"):
+            by = set(cuts_on(sizes, leaf)[-1]) - ({"fsdp"} if config.mesh.zero_stage < CUT_FROM.frozen else set())
+            own, rest = divmod(leaf.shape[-1], math.prod(sizes[axis] for axis in by))
+            size = block_size(leaf.shape[-1])
+            found += [(path, own, size)] if own % size and not rest else []
+    for path, own, size in found[:1]:
+        others = f" and {len(found) - 1} more" if found[1:] else ""
+        yield (
+            f"tuning.base_dtype = {config.tuning.base_dtype!r}: the mesh cuts the last axis of '{path}'{others} into "
+            f"parts of {own} numbers, which hold no whole blocks of {size}; 'bfloat16' would do, or fewer parts"
+        )
 
 
 def _fitting_sizes(config: RunConfig, letter: str, of: int) -> str:
@@ -167,9 +185,9 @@ def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> st
         own = frozen_table(config) if name == "frozen" else trained_table(config)
         numbers = sum(leaf.size for leaf in own.values())
         for path, leaf in own.items():
-            by = set(cuts(leaf.axes)) - {None}
+            by = _cut_by(sizes, leaf)
             axes = by if config.mesh.zero_stage >= first else by - {"fsdp"}
-            held = part * leaf.size / numbers / math.prod(sizes[axis] for axis in axes if axis)
+            held = part * leaf.size / numbers / math.prod(sizes[axis] for axis in axes)
             beyond[path, name] = held - part * leaf.size / numbers / devices
     if sum(beyond.values()) <= NOTICEABLE:
         return None
@@ -190,10 +208,15 @@ def _remedy(config: RunConfig, sizes: Mapping[str, int], leaf: Param, first: int
     is_low = config.mesh.zero_stage < first
     if is_low and sizes["fsdp"] > 1:
         return f"mesh.zero_stage = {first}"
-    whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in cuts(leaf.axes)]
+    own = _cut_by(sizes, leaf)
+    whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in own]
     stage = f", with mesh.zero_stage = {first}," if is_low else ""
-    own = sorted(axis for axis in cuts(leaf.axes) if axis)
-    return f"a larger mesh.{own[0] if own else 'fsdp'} in the place of {' or '.join(whole)}{stage}"
+    return f"a larger mesh.{min(own, default='fsdp')} in the place of {' or '.join(whole)}{stage}"
+
+
+def _cut_by(sizes: Mapping[str, int], leaf: Param) -> set[str]:
+    """The axes of the mesh that cut a parameter."""
+    return {axis for by in cuts_on(sizes, leaf) for axis in by}
 
 
 def divisors(number: int) -> list[int]:

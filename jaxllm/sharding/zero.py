@@ -8,6 +8,8 @@
 
 A gradient that is kept whole is summed once for all microbatches; one that is kept cut is scattered in each, layer by
 layer. Along `data` every stage keeps replicas, between which sums come last: hybrid sharding.
+
+`cut` is what `rules.table_specs` says of the parameters.
 """
 
 from typing import Any
@@ -16,22 +18,21 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.common.trees import Tree
-from jaxllm.models.table import Param
 from jaxllm.sharding.gather import Slice, scattered
-from jaxllm.sharding.rules import REPLICAS, param_specs
+from jaxllm.sharding.rules import REPLICAS, fsdp_dimension, without_fsdp
 
 
-def parameter_specs(table: dict[str, Param], stage: int) -> Tree:
+def parameter_specs(cut: Tree, stage: int) -> Tree:
     """How the parameters lie between steps."""
-    return param_specs(table) if stage == 3 else _whole(param_specs(table))
+    return cut if stage == 3 else jax.tree.map(without_fsdp, cut)
 
 
-def optimizer_specs(table: dict[str, Param], stage: int) -> Tree:
+def optimizer_specs(cut: Tree, stage: int) -> Tree:
     """How the optimizer's moments and the moving average lie, and the slices of the parameters that they move."""
-    return param_specs(table) if stage >= 1 else _whole(param_specs(table))
+    return cut if stage >= 1 else jax.tree.map(without_fsdp, cut)
 
 
-def differentiable(params: Tree, table: dict[str, Param], stage: int, late: bool) -> Tree:
+def differentiable(params: Tree, cut: Tree, stage: int, late: bool) -> Tree:
     """What gradients are taken of, in the place of `params`.
 
     Matrices promise to be the same along the axes over which their gradients shall not be summed yet: all in stage 1,
@@ -39,13 +40,13 @@ def differentiable(params: Tree, table: dict[str, Param], stage: int, late: bool
     """
     waits = stage == 1 or late
 
-    def promise(cut: P) -> P:
-        if "fsdp" not in cut:
-            return cut
-        axes, unsummed = (cut, REPLICAS - {"fsdp"}) if stage >= 2 else (_without_fsdp(cut), REPLICAS)
-        return P(*axes, reduced=unsummed if waits else frozenset())
+    def promise(axes: P) -> P:
+        if fsdp_dimension(axes) is None:
+            return axes
+        held, unsummed = (axes, REPLICAS - {"fsdp"}) if stage >= 2 else (without_fsdp(axes), REPLICAS)
+        return P(*held, reduced=unsummed if waits else frozenset())
 
-    return jax.sharding.reshard(params, jax.tree.map(promise, param_specs(table)))
+    return jax.sharding.reshard(params, jax.tree.map(promise, cut))
 
 
 def model_parameters(differentiated: Tree, params: Tree, stage: int) -> Tree:
@@ -53,14 +54,6 @@ def model_parameters(differentiated: Tree, params: Tree, stage: int) -> Tree:
     return jax.tree.map(Slice, differentiated, params) if stage == 2 else differentiated
 
 
-def summed(grads: Tree, table: dict[str, Param], stage: int, dtype: Any) -> Tree:
+def summed(grads: Tree, cut: Tree, stage: int, dtype: Any) -> Tree:
     """Gradients of what `differentiable` gave, with the sums that it left, cut like the optimizer state."""
-    return jax.tree.map(lambda axes, grad: scattered(axes, grad, dtype=dtype), optimizer_specs(table, stage), grads)
-
-
-def _whole(specs: Tree) -> Tree:
-    return jax.tree.map(_without_fsdp, specs)
-
-
-def _without_fsdp(axes: P) -> P:
-    return P(*(None if axis == "fsdp" else axis for axis in axes))
+    return jax.tree.map(lambda axes, grad: scattered(axes, grad, dtype=dtype), optimizer_specs(cut, stage), grads)

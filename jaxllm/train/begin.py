@@ -15,6 +15,7 @@ from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.models.adapters import VIRTUAL, block_size, frozen_table, kept_as, trained_table
 from jaxllm.peft.start import starts
 from jaxllm.quantization.blocks import Quantized, quantized
+from jaxllm.sharding.rules import table_specs
 from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.params import Origin, load_base
 from jaxllm.train.state import State, initial_state
@@ -70,7 +71,7 @@ def begin(config: RunConfig, mesh: Mesh, loader: Loader) -> Beginning:
         tokens = prompt_tokens(config.tuning.prompt, loader.corpus.tokenizer, _counts(loader), config.seed)
     trained = trained_table(config)
     given = {path: x for path, x in base.items() if path in trained} | starts(config, base, tokens)
-    cut = flatten(optimizer_specs(trained, config.mesh.zero_stage))
+    cut = flatten(optimizer_specs(table_specs(mesh.shape, trained), config.mesh.zero_stage))
     given = {path: jax.device_put(x, NamedSharding(mesh, cut[path])) for path, x in given.items()}
     frozen = nest({path: x for path, x in base.items() if path not in trained})
     return Beginning(initial_state(config, mesh, given), frozen, origin)
@@ -85,24 +86,18 @@ def load_frozen(config: RunConfig, mesh: Mesh, origin: Origin | None) -> Tree:
 
 
 def kept(config: RunConfig, path: str, x: jax.Array) -> jax.Array | Quantized:
-    """A parameter of the base in the form in which a run keeps it; one that is trained as it is.
-
-    Raises:
-        UserError: a mesh that would cut a block of quantised numbers.
-    """
+    """A parameter of the base in the form in which a run keeps it; one that is trained as it is."""
     x, leaf = x.astype(jnp.float32), frozen_table(config).get(path)
     dtype = "float32" if leaf is None else kept_as(path, leaf, config.tuning.base_dtype)
     if dtype not in ("int8", "nf4"):
         return x.astype(dtype)
-    size = block_size(x.shape[-1])
-    _check_blocks(config, path, x, size)
-    return jax.jit(quantized, static_argnums=(1, 2))(x, dtype, size)
+    return jax.jit(quantized, static_argnums=(1, 2))(x, dtype, block_size(x.shape[-1]))
 
 
 def abstract_frozen(config: RunConfig, mesh: Mesh) -> Tree:
-    """Shapes, types and shardings of what a run does not train. Raises as `kept`."""
+    """Shapes, types and shardings of what a run does not train."""
     table = frozen_table(config)
-    specs = flatten(parameter_specs(table, config.mesh.zero_stage))
+    specs = flatten(parameter_specs(table_specs(mesh.shape, table), config.mesh.zero_stage))
     base = {
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=NamedSharding(mesh, specs[path]))
         for path, leaf in table.items()
@@ -112,15 +107,6 @@ def abstract_frozen(config: RunConfig, mesh: Mesh) -> Tree:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)), shapes
     )
-
-
-def _check_blocks(config: RunConfig, path: str, x: jax.Array, size: int) -> None:
-    own = jax.typeof(x).sharding.shard_shape(x.shape)[-1]
-    if own % size:
-        raise UserError(
-            f"tuning.base_dtype = {config.tuning.base_dtype!r}: the mesh cuts the last axis of '{path}' into parts of "
-            f"{own} numbers, which hold no whole blocks of {size}; 'bfloat16' would do, or fewer parts"
-        )
 
 
 def _counts(loader: Loader) -> np.ndarray:

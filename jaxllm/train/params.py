@@ -19,6 +19,7 @@ from jaxllm.config import RunConfig, UserError, differences
 from jaxllm.models.adapters import VIRTUAL, frozen_table, trained_table
 from jaxllm.models.table import parameter_table
 from jaxllm.peft.merge import folded, folded_leaf
+from jaxllm.sharding.rules import table_specs
 from jaxllm.sharding.zero import parameter_specs
 from jaxllm.train.checkpoint import Checkpoints, Info
 from jaxllm.train.run_folder import saved_config, saved_tokenizer
@@ -144,7 +145,8 @@ def load_base(
     base_config = saved_config(folder)
     check_base(config, base_config, "; --base on the command line brings its model with it")
     other = UserError(f"base = '{config.base}': is not what this run began with; put that model back")
-    specs = flatten(parameter_specs(parameter_table(config.model), config.mesh.zero_stage))
+    cut = table_specs(mesh.shape, parameter_table(config.model))
+    specs = flatten(parameter_specs(cut, config.mesh.zero_stage))
     places = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     with Checkpoints(folder) as checkpoints:
         if origin is not None and origin.step not in checkpoints.steps():

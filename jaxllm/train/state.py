@@ -16,6 +16,7 @@ from jaxllm.config import RunConfig
 from jaxllm.models.adapters import trained_table
 from jaxllm.models.transformer import initial
 from jaxllm.peft.adaptive import adaptive_ranks
+from jaxllm.sharding.rules import table_specs
 from jaxllm.sharding.zero import optimizer_specs, parameter_specs
 from jaxllm.train.optimizer import make_optimizer
 
@@ -45,12 +46,13 @@ def _create(config: RunConfig, key: jax.Array, given: Mapping[str, jax.Array]) -
     """With parameters that are `given` by their paths, and others drawn."""
     table = trained_table(config)
     stage = config.mesh.zero_stage
-    cut = optimizer_specs(table, stage)
+    specs = table_specs(jax.sharding.get_abstract_mesh().shape, table)
+    cut = optimizer_specs(specs, stage)
     drawn = initial(named_key(key, "params"), {p: x for p, x in table.items() if p not in given}, flatten(cut))
     optimized = jax.sharding.reshard(nest({path: {**flatten(drawn), **given}[path] for path in table}), cut)
     return State(
         step=jnp.zeros((), jnp.int32),
-        params=jax.sharding.reshard(optimized, parameter_specs(table, stage)),
+        params=jax.sharding.reshard(optimized, parameter_specs(specs, stage)),
         opt_state=run_optimizer(config).init(optimized),
         ema=None if config.train.ema_decay is None else jax.tree.map(jnp.copy, optimized),
         skipped=jnp.zeros((), jnp.int32),

@@ -15,11 +15,12 @@ from jaxllm.common.rng import named_key
 from jaxllm.common.trees import Tree
 from jaxllm.config import RunConfig
 from jaxllm.layers.shards import where_it_lies
-from jaxllm.models.adapters import trained_table, whole_table
+from jaxllm.models.adapters import trained_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.objectives.token_loss import token_loss
 from jaxllm.peft.merge import joined, scaled_updates
 from jaxllm.sharding.gather import Types, gather_at_use
+from jaxllm.sharding.rules import table_specs
 from jaxllm.sharding.zero import differentiable, model_parameters, optimizer_specs, parameter_specs, summed
 from jaxllm.train.optimizer import learning_rate
 from jaxllm.train.state import State, on_arrays, run_optimizer
@@ -48,7 +49,7 @@ def make_model(config: RunConfig) -> Transformer:
         remat=config.train.remat,
         attention=config.train.attention,
         update_dropout=config.tuning.lora.dropout,
-        at_use=gather_at_use(whole_table(config), travel_types(config)),
+        at_use=gather_at_use(travel_types(config)),
     )
 
 
@@ -63,7 +64,7 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
     `learning_rate`, `tokens` (those with a weight), `finite` and `skipped`. A skipped step does not move the schedule.
     """
     optimizer, rate = run_optimizer(config), learning_rate(config.optimizer, config.train.steps)
-    table, stage = trained_table(config), config.mesh.zero_stage
+    cut, stage = table_specs(mesh.shape, trained_table(config)), config.mesh.zero_stage
 
     to_device = functools.partial(jax.device_put, device=jax.memory.Space.Device)
     to_host = functools.partial(jax.device_put, device=jax.memory.Space.Host)
@@ -73,16 +74,16 @@ def make_step(config: RunConfig, mesh: Mesh) -> Callable[..., tuple[State, Metri
         if config.train.offload_optimizer:
             state = state._replace(opt_state=on_arrays(to_device, state.opt_state))
         weight = jnp.where(weight > 0, weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight, summed(grads, table, stage, travel_types(config).summed))
+        grads = jax.tree.map(lambda g: g / weight, summed(grads, cut, stage, travel_types(config).summed))
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
-            params = jax.sharding.reshard(state.params, optimizer_specs(table, stage))
+            params = jax.sharding.reshard(state.params, optimizer_specs(cut, stage))
             updates, opt_state = optimizer.update(grads, state.opt_state, params)
             params = optax.apply_updates(params, updates)
             ema = None
             if config.train.ema_decay is not None:
                 ema = optax.incremental_update(params, state.ema, 1.0 - config.train.ema_decay)
-            params = jax.sharding.reshard(params, parameter_specs(table, stage))
+            params = jax.sharding.reshard(params, parameter_specs(cut, stage))
         finite = jnp.isfinite(nll) & jnp.isfinite(norm)
         new = State(state.step + 1, params, opt_state, ema, state.skipped)
         if config.train.skip_nonfinite:
@@ -110,7 +111,8 @@ def accumulated(
 
     Also the sum of weights, and the loss without the z-loss.
     """
-    model, table, stage = make_model(config), trained_table(config), config.mesh.zero_stage
+    model, stage = make_model(config), config.mesh.zero_stage
+    cut = table_specs(jax.sharding.get_abstract_mesh().shape, trained_table(config))
     drops = config.model.dropout > 0 or config.tuning.lora.dropout > 0
     parts = config.train.accumulate
     # A product over cut rows sums in its own type: to sum in another, it must leave its parts unsummed.
@@ -127,7 +129,7 @@ def accumulated(
         return total, (weight, metrics["nll"])
 
     def one(batch: Batch, key: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
-        params = differentiable(state.params, table, stage, late)
+        params = differentiable(state.params, cut, stage, late)
         grads, (weight, nll) = jax.grad(loss, has_aux=True)(params, batch, key)
         return grads, weight, nll
 

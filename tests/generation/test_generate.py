@@ -15,7 +15,7 @@ from jaxllm.models.heads import head_logits
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import param_specs
+from jaxllm.sharding.rules import table_specs
 from tests.generation.conftest import CONFIGS, LLAMA, chain, random_params
 
 GREEDY = SamplingConfig(temperature=0)
@@ -154,7 +154,7 @@ def test_a_row_ends_where_the_positions_do(tokenizer):
 
 def test_parameters_that_are_cut_over_a_mesh_give_the_same_tokens(generator, tokenizer):
     params, mesh = random_params(LLAMA), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(parameter_table(LLAMA)))
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), table_specs(mesh.shape, parameter_table(LLAMA)))
     cut = Generator(LLAMA, jax.device_put(params, places), tokenizer)
     assert rows_of(cut.tokens(PROMPTS, 8, RANDOM)) == rows_of(generator.tokens(PROMPTS, 8, RANDOM))
 

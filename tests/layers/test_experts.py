@@ -99,20 +99,20 @@ def test_gradients_are_those_of_the_dense_loop():
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-TABLE = {f"mlp/{name}/kernel": Param(tuple(SHAPES[a] for a in axes), tuple(axes), 1.0) for name, axes in AXES.items()}
+TABLE = {f"{name}/kernel": Param(tuple(SHAPES[a] for a in axes), tuple(axes), 1.0) for name, axes in AXES.items()}
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "tensor": 4}], ids=str)
 def test_experts_and_tokens_cut_over_devices_change_nothing(sizes):
     expected, expected_gradients = jax.jit(value_and_gradients)(X, PARAMS)
-    mesh, at_use = make_mesh(MeshConfig(**sizes)), gather_at_use(TABLE, Types())
+    mesh, at_use = make_mesh(MeshConfig(**sizes)), gather_at_use(Types())
 
     def on_mesh(x: jax.Array, params: Tree, segments: jax.Array) -> jax.Array:
-        out, shares = mixed(x, at_use("mlp", params), 2, segments)
+        out, shares = mixed(x, at_use(params), 2, segments)
         return jnp.sum(jnp.sin(out)) + balance_loss(shares[None])
 
     with jax.set_mesh(mesh):
-        cut = map_with_path(lambda path, x: jax.device_put(x, spec(TABLE[f"mlp/{path}"].axes)), PARAMS)
+        cut = map_with_path(lambda path, x: jax.device_put(x, spec(mesh.shape, TABLE[path])), PARAMS)
         x, segments = (jax.device_put(array, BATCH) for array in (X, SEGMENTS))
         found, gradients = jax.jit(jax.value_and_grad(on_mesh, argnums=(0, 1)))(x, cut, segments)
     np.testing.assert_allclose(found, expected, rtol=1e-5)

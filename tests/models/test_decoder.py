@@ -274,17 +274,18 @@ def test_weights_for_generation_are_cast_but_for_norms_biases_and_what_scales_ou
 
 
 def test_every_group_passes_through_at_use_just_before_it_is_used():
-    seen = {}
+    seen = []
 
-    def at_use(group: str, params: Tree) -> Tree:
-        seen[group] = {path: leaf.ndim for path, leaf in flatten(params).items()}
+    def at_use(params: Tree) -> Tree:
+        seen.append({path: leaf.ndim for path, leaf in flatten(params).items()})
         return jax.tree.map(lambda x: 2 * x, params)
 
     params = parameters(ROPE)
     doubled = hidden(Transformer(ROPE), jax.tree.map(lambda x: 2 * x, params))
     np.testing.assert_array_equal(hidden(Transformer(ROPE, at_use=at_use), params), doubled)
-    assert seen.keys() == {"embedding", "layers", "final_norm"}
-    assert seen["layers"]["mlp/up/kernel"] == 2, "a layer's slice has no layer axis"
+    embedding, layer, final_norm = seen
+    assert (embedding, final_norm) == ({"tokens": 2}, {"scale": 1})
+    assert layer["mlp/up/kernel"] == 2, "a layer's slice has no layer axis"
 
 
 @pytest.mark.parametrize("config", [replace(ROPE, sliding_window=5), LEARNED], ids=["rope", "learned"])

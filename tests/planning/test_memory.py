@@ -11,15 +11,15 @@ from jaxllm.planning.compilation import Allocation, TooLarge, compile_step
 from jaxllm.planning.memory import device_bytes, gradient_bytes, largest, memory_of, refused, short_name, state_tensors
 from jaxllm.planning.text import parse
 from jaxllm.planning.topology import target
+from jaxllm.sharding.axes import cuts
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import spec
 from jaxllm.train.state import abstract_state
 
 
 def sizes(config):
     """Parameters that can be cut, and those that cannot."""
     leaves = parameter_table(config.model).values()
-    cut = sum(leaf.size for leaf in leaves if "fsdp" in spec(leaf.axes))
+    cut = sum(leaf.size for leaf in leaves if ("fsdp",) in cuts(leaf.axes))
     return cut, sum(leaf.size for leaf in leaves) - cut
 
 

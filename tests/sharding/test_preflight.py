@@ -8,7 +8,7 @@ import pytest
 from jaxllm.config import LoraConfig, MeshConfig, RunConfig, TrainConfig, TuningConfig
 from jaxllm.models.presets import LLAMA2_7B
 from jaxllm.sharding.axes import RULES
-from jaxllm.sharding.preflight import mesh_sizes, parameter_mistakes, replicated
+from jaxllm.sharding.preflight import mesh_mistakes, mesh_sizes, parameter_mistakes, replicated
 
 CUT = RunConfig(mesh=MeshConfig(data=1, fsdp=2, tensor=4))
 
@@ -78,11 +78,13 @@ def test_the_remedy_names_what_leaves_the_parameter_whole(mesh, remedy):
 
 def test_of_what_an_axis_cannot_cut_another_is_named():
     tuning = TuningConfig(method="lora", lora=LoraConfig(rank=512))
-    config = RunConfig(base="base", model=LLAMA2_7B, tuning=tuning, mesh=MeshConfig(data=1, fsdp=8))
-    found = replicated(config, mesh_sizes(config, 8), "tpu")
+    config = RunConfig(base="base", model=LLAMA2_7B, tuning=tuning, mesh=MeshConfig(data=1, fsdp=1024))
+    found = replicated(config, mesh_sizes(config, 1024), "tpu")
     assert re.search(
         r"the optimizer of 'layers/\w+/\w+/lora_b' .*; a larger mesh.tensor in the place of mesh.fsdp", found
-    )
+    ), found
+    few = replace(config, mesh=MeshConfig(data=1, fsdp=128))
+    assert replicated(few, mesh_sizes(few, 128), "tpu") is None
 
 
 def test_a_small_model_may_be_replicated_without_a_word():
@@ -95,3 +97,17 @@ def test_an_offloaded_optimizer_is_held_by_the_host():
     found = replicated(config, sizes, "tpu")
     assert re.search(r"holds 43\.9 GiB more .* are the parameters of", found), found
     assert re.search(r"holds 87\.9 GiB more .* are the optimizer of", replicated(config, sizes, "cpu"))
+
+
+def test_blocks_of_quantised_numbers_are_not_cut():
+    tuning, train = TuningConfig(method="lora", base_dtype="int8"), TrainConfig(batch_size=128)
+    config = RunConfig(base="base", model=LLAMA2_7B, tuning=tuning, train=train)
+    found = list(mesh_mistakes(replace(config, mesh=MeshConfig(data=1, fsdp=128)), 128))
+    assert found == [
+        "tuning.base_dtype = 'int8': the mesh cuts the last axis of 'layers/attention/output/kernel' and 1 more into "
+        "parts of 32 numbers, which hold no whole blocks of 64; 'bfloat16' would do, or fewer parts"
+    ]
+    for mesh in (MeshConfig(data=2, fsdp=64), MeshConfig(data=1, fsdp=128, zero_stage=2)):
+        assert not list(mesh_mistakes(replace(config, mesh=mesh), 128))
+    bfloat16 = replace(config, tuning=replace(config.tuning, base_dtype="bfloat16"))
+    assert not list(mesh_mistakes(replace(bfloat16, mesh=MeshConfig(data=1, fsdp=128)), 128))

@@ -14,7 +14,7 @@ from jaxllm.models.heads import head_logits
 from jaxllm.models.table import parameter_table
 from jaxllm.models.transformer import Transformer
 from jaxllm.sharding.mesh import make_mesh
-from jaxllm.sharding.rules import param_specs
+from jaxllm.sharding.rules import table_specs
 from jaxllm.train.evaluate import Evaluator, HeldOut
 from jaxllm.train.metrics import read_metrics
 from jaxllm.train.params import load_run_params
@@ -37,8 +37,8 @@ def evaluate(recipe, loader, params, stop=lambda: False):
     mesh = make_mesh(recipe.mesh)
     with jax.set_mesh(mesh):
         evaluator = Evaluator(recipe, loader, mesh, stop, print)
-        specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(parameter_table(recipe.model)))
-        params = jax.device_put(params, specs)
+        specs = table_specs(mesh.shape, parameter_table(recipe.model))
+        params = jax.device_put(params, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
         part = evaluator(params)
         return part, part and evaluator.last(params, part)
 

@@ -23,9 +23,10 @@ from jaxllm.config import (
 from jaxllm.models.summary import count_parameters, memory
 from jaxllm.models.table import parameter_table
 from jaxllm.planning.compilation import abstract_batch
+from jaxllm.sharding.axes import cuts
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import place
-from jaxllm.sharding.rules import param_specs
+from jaxllm.sharding.rules import table_specs
 from jaxllm.sharding.zero import summed
 from jaxllm.train import state as state_module
 from jaxllm.train.state import abstract_state, initial_state
@@ -105,12 +106,13 @@ def test_gradients_of_replicas_are_those_of_one_device_with_the_whole_batch(one_
     def gradients(sizes, devices):
         config = dataclasses.replace(CONFIG, mesh=MeshConfig(**sizes, zero_stage=0))
         mesh = make_mesh(config.mesh, jax.devices()[:devices])
+        cut = table_specs(mesh.shape, parameter_table(MODEL))
         state = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), one_device[0], abstract_state(config, mesh))
 
         @jax.jit
         def mean(state, batch):
             grads, weight, _ = accumulated(config, state, batch)
-            return jax.tree.map(lambda g: g / weight, summed(grads, parameter_table(MODEL), 0, "float32"))
+            return jax.tree.map(lambda g: g / weight, summed(grads, cut, 0, "float32"))
 
         with jax.set_mesh(mesh):
             return flatten(mean(state, place(batch(), mesh)))
@@ -183,14 +185,14 @@ def travelling(stage, **types):
     """
     mesh = MeshConfig(data=2, fsdp=4, zero_stage=stage)
     config = dataclasses.replace(CONFIG, mesh=mesh, train=dataclasses.replace(CONFIG.train, **types))
-    made, table = make_mesh(mesh), parameter_table(MODEL)
+    made = make_mesh(mesh)
+    cut, data = table_specs(made.shape, parameter_table(MODEL)), dataclasses.replace(DataConfig(), sequence_length=T)
 
     def gradients(state, batch):
-        return summed(accumulated(config, state, batch)[0], table, stage, travel_types(config).summed)
+        return summed(accumulated(config, state, batch)[0], cut, stage, travel_types(config).summed)
 
-    cut = dataclasses.replace(DataConfig(), sequence_length=T)
     with jax.set_mesh(made):
-        shapes = abstract_batch(dataclasses.replace(config, data=cut), made)
+        shapes = abstract_batch(dataclasses.replace(config, data=data), made)
         jaxpr = jax.make_jaxpr(gradients)(abstract_state(config, made), shapes)
     gathered, added = Counter(), Counter()
     for before, after in moves(jaxpr.jaxpr):
@@ -213,7 +215,7 @@ def moves(jaxpr):
 
 @pytest.mark.parametrize("stage", range(4))
 def test_parameters_travel_in_the_type_of_the_products_and_gradients_in_the_one_asked_for(stage):
-    cut = sum("fsdp" in axes for axes in flatten(param_specs(parameter_table(MODEL))).values())
+    cut = sum(("fsdp",) in cuts(leaf.axes) for leaf in parameter_table(MODEL).values())
     for compute_dtype, reduce_dtype in (("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")):
         gathered, added = travelling(stage, compute_dtype=compute_dtype, reduce_dtype=reduce_dtype)
         assert gathered == ({compute_dtype: 2 * cut - 1} if stage == 3 else {})  # the embedding once, the others twice
@@ -265,7 +267,7 @@ def test_loss_falls_on_one_batch_and_starts_at_the_log_of_the_vocabulary():
 def test_every_leaf_of_the_state_is_cut_as_the_stage_says_before_and_after_a_step(mesh):
     stage = mesh["zero_stage"]
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, ema_decay=0.9))
-    cut = flatten(param_specs(parameter_table(MODEL)))
+    cut = flatten(table_specs(mesh, parameter_table(MODEL)))
     whole = {path: P(*(None if axis == "fsdp" else axis for axis in spec)) for path, spec in cut.items()}
     wanted = {"params": cut if stage == 3 else whole, "opt_state": cut if stage >= 1 else whole}
     wanted["ema"] = wanted["opt_state"]

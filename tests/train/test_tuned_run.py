@@ -100,6 +100,16 @@ def test_a_tuned_run_that_was_stopped_goes_on_to_the_bit(adapter, tuned, at_step
         np.testing.assert_array_equal(other[path], x, err_msg=path)
 
 
+def test_a_tuned_run_goes_on_on_another_mesh(adapter, tuned, at_step, tmp_path):
+    at_step(3, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train_run(tuned(LORA, mesh=MeshConfig(fsdp=4, tensor=2))).signal == signal.SIGTERM
+    assert train_run(tuned(LORA, mesh=MeshConfig(fsdp=8))).step == 6
+    one, other = (flatten(load_trained(folder)[1]) for folder in (adapter, tmp_path / "tuned"))
+    for path, x in one.items():
+        np.testing.assert_allclose(other[path], x, atol=1e-4, err_msg=path)
+    np.testing.assert_allclose(held_out(tmp_path / "tuned"), held_out(adapter), atol=1e-5)
+
+
 def test_all_parameters_may_be_tuned_from_a_base(tuned, uninterrupted, tmp_path):
     config = tuned(TuningConfig())
     train_run(replace(config, optimizer=replace(config.optimizer, learning_rate=1e-12, weight_decay=0.0)))
@@ -178,9 +188,3 @@ def test_a_base_of_another_shape_or_none_at_all_is_told(tuned, recipe, tmp_path)
     with pytest.raises(UserError, match="is not a run folder"):
         train_run(replace(config, base=str(tmp_path / "nothing")))
     assert not (tmp_path / "tuned" / "checkpoints").exists()
-
-
-def test_blocks_of_quantised_numbers_are_not_cut(tuned):
-    config = tuned(replace(LORA, base_dtype="int8"), mesh=MeshConfig(data=1, fsdp=8))
-    with pytest.raises(UserError, match=r"the mesh cuts the last axis of .* which hold no whole blocks of 16"):
-        train_run(config)
