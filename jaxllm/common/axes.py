@@ -8,7 +8,7 @@
     W model width as an output        Z labels           C chunks
     Q ranks of a low-rank update      U virtual tokens
 
-`Axes` names the logical axes of a parameter; `jaxllm/sharding/rules.py` maps them to mesh axes.
+`Axes` names the logical axes of a parameter; `jaxllm/sharding/axes.py` maps them to mesh axes.
 """
 
 Axes = tuple[str, ...]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,15 +20,15 @@ from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import fetched
 
 
-def starts(config: RunConfig, base: Mapping[str, Any], tokens: Sequence[Sequence[int]]) -> dict[str, jax.Array]:
-    """The leaves of an adapter that begin with something of the base, by their paths.
+def starts(config: RunConfig, base: Mapping[str, Any], tokens: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The leaves of an adapter that begin with something of the base, by their paths, on devices or on the host.
 
     Args:
         config: of the run.
         base: all parameters of the model that it begins with, by their paths, as the run keeps them.
         tokens: those that each virtual token begins as the mean of; empty where all begin as uniform numbers.
     """
-    found: dict[str, jax.Array] = {}
+    found: dict[str, Any] = {}
     if config.tuning.lora.magnitudes:
         for update in updates(config.model, config.tuning):
             path = f"{update.module}/kernel"
@@ -49,8 +50,8 @@ def _means(table_VD: jax.Array, tokens: Sequence[Sequence[int]]) -> jax.Array:
     return jnp.einsum("UWD,UW->UD", table_VD.at[ids].get(out_sharding=jax.typeof(ids).sharding), weights)
 
 
-def _keys_and_values(config: RunConfig, base: Tree, tokens: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
-    """Those that each layer makes of the tokens as a text: `[L, U, K, H]`. One device computes them."""
+def _keys_and_values(config: RunConfig, base: Tree, tokens: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Those that each layer makes of the tokens as a text: `[L, U, K, H]`. One device of each process computes them."""
     model, U = Transformer(config.model, at_use=plain), len(tokens)
     mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
 
@@ -64,4 +65,4 @@ def _keys_and_values(config: RunConfig, base: Tree, tokens: Sequence[Sequence[in
 
     whole = fetched(base, keep=True)
     with jax.set_mesh(mesh):
-        return jax.jit(run)(jax.device_put(whole, NamedSharding(mesh, P())))
+        return jax.device_get(jax.jit(run)(jax.device_put(whole, NamedSharding(mesh, P()))))

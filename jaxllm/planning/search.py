@@ -39,16 +39,14 @@ def candidates(config: RunConfig, asked: Target) -> Iterator[RunConfig]:
     batch = config.train.batch_size
     for mesh in _meshes(config, asked):
         at_least = mesh.data * mesh.fsdp
-        for parts in divisors(batch // at_least) if batch % at_least == 0 else ():
+        all_parts = divisors(batch // at_least) if batch % at_least == 0 else []
+        for parts, stage in product(all_parts, stages if mesh.fsdp > 1 else [mesh.zero_stage]):
             train = dataclasses.replace(config.train, accumulate=parts)
-            if problems(dataclasses.replace(config, mesh=mesh, train=train), asked.devices):
-                continue  # for any policy and stage
-            for policy, stage in product(policies, stages if mesh.fsdp > 1 else [mesh.zero_stage]):
-                yield dataclasses.replace(
-                    config,
-                    mesh=dataclasses.replace(mesh, zero_stage=stage),
-                    train=dataclasses.replace(train, remat=policy),
-                )
+            variant = dataclasses.replace(config, mesh=dataclasses.replace(mesh, zero_stage=stage), train=train)
+            if problems(variant, asked.devices):
+                continue  # for any policy
+            for policy in policies:
+                yield dataclasses.replace(variant, train=dataclasses.replace(train, remat=policy))
 
 
 def search(

@@ -53,8 +53,9 @@ def cuts(axes: Axes, rules: dict[str, str | None] = RULES) -> tuple[Cut, ...]:
 def cuts_on(sizes: Mapping[str, int], leaf: Param) -> tuple[Cut, ...]:
     """What cuts each dimension of a parameter on a mesh of these sizes. Raises as `cuts` does.
 
-    What the rules say; and of an adapter the factors and learned keys that lack the width are cut along `fsdp` too, by
-    their longest dimension that it divides beside the layers. Where it divides none they are whole along it.
+    What the rules say; and of an adapter the factors and learned keys that lack the width are cut along `fsdp` too, as
+    the other factor is, by their longest dimension that it divides beside the layers. Where it divides none they are
+    whole along it.
     """
     found = cuts(leaf.axes)
     is_added = len(leaf.axes) > 2 and not {"Q", "U"}.isdisjoint(leaf.axes)

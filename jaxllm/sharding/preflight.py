@@ -18,6 +18,9 @@ from jaxllm.sharding.axes import RULES, cuts, cuts_on
 NOTICEABLE = 1 << 30
 """Bytes that a device may hold beyond its even share before anybody is told."""
 
+BLOCKS = "tuning.base_dtype"
+"""The field that keeps numbers in blocks, which cannot be cut."""
+
 CUT_FROM = Memory(parameters=3, gradients=2, optimizer=1, ema=1, frozen=3)
 """The ZeRO stage from which on each part of the state is cut along `fsdp`."""
 
@@ -53,9 +56,10 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
     else:
         sizes = mesh_sizes(config, devices)
         yield from _batch_mistakes(config, sizes)
-        if all(getattr(config.model, LEGEND[letter]) > 0 for letter in ALWAYS):
+        model = config.model
+        if all(getattr(model, LEGEND[letter]) > 0 for letter in ALWAYS) and (model.encoder_layers or 1) > 0:
             yield from parameter_mistakes(config, devices)
-            yield from _cut_blocks(config, sizes)
+            yield from block_mistakes(config, devices)
 
 
 def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, str | None] = RULES) -> Iterator[str]:
@@ -82,21 +86,35 @@ def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, 
             )
 
 
-def _cut_blocks(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Frozen matrices whose numbers that share a scale would come to lie on several devices."""
-    found = []
-    for path, leaf in frozen_table(config).items():
-        if kept_as(path, leaf, config.tuning.base_dtype) in ("int8", "nf4"):
-            by = set(cuts_on(sizes, leaf)[-1]) - ({"fsdp"} if config.mesh.zero_stage < CUT_FROM.frozen else set())
-            own, rest = divmod(leaf.shape[-1], math.prod(sizes[axis] for axis in by))
-            size = block_size(leaf.shape[-1])
-            found += [(path, own, size)] if own % size and not rest else []
-    for path, own, size in found[:1]:
-        others = f" and {len(found) - 1} more" if found[1:] else ""
+def block_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
+    """Blocks of a frozen base's numbers that a mesh would cut, one line for each of its axes."""
+    sizes, dtype = mesh_sizes(config, devices), config.tuning.base_dtype
+    found: dict[str, list[tuple[str, int]]] = {}
+    for path, length, axis in _cut_blocks(config, sizes):
+        found.setdefault(axis, []).append((path, length))
+    for axis, [(path, length), *others] in found.items():
+        stage = f"mesh.zero_stage = {CUT_FROM.frozen - 1}" if axis == "fsdp" else ""
+        remedies = _fitting_meshes(config, devices, axis, _letters_cut(config)), stage, f"{BLOCKS} = 'bfloat16'"
         yield (
-            f"tuning.base_dtype = {config.tuning.base_dtype!r}: the mesh cuts the last axis of '{path}'{others} into "
-            f"parts of {own} numbers, which hold no whole blocks of {size}; 'bfloat16' would do, or fewer parts"
+            f"{BLOCKS} = {dtype!r}: mesh.{axis} = {sizes[axis]} cuts blocks of {block_size(length)} numbers, "
+            f"which share a scale, at the last axis of parameter '{path}'"
+            f"{f' and {len(others)} more' if others else ''}, {length} long; "
+            f"{' or '.join(filter(None, remedies))} would do"
         )
+
+
+def _cut_blocks(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
+    """Frozen matrices whose numbers that share a scale would come to lie on several devices: the path, the length of
+    the last axis, and what cuts it."""
+    for path, leaf in frozen_table(config).items():
+        if kept_as(path, leaf, config.tuning.base_dtype) not in ("int8", "nf4") or min(leaf.shape) < 1:
+            continue
+        length = leaf.shape[-1]
+        for axis in cuts(leaf.axes)[-1]:
+            is_whole = axis == "fsdp" and config.mesh.zero_stage < CUT_FROM.frozen
+            own, rest = divmod(length, sizes[axis])
+            if not is_whole and not rest and own % block_size(length):
+                yield path, length, axis
 
 
 def _fitting_sizes(config: RunConfig, letter: str, of: int) -> str:
@@ -114,15 +132,25 @@ def _fitting_sizes(config: RunConfig, letter: str, of: int) -> str:
     return multiples(size, of, least=config.tokenizer.vocab_size if holds_tokenizer else 1)
 
 
+def _letters_cut(config: RunConfig) -> set[tuple[str, str]]:
+    """The axes of the model, each with the one of the mesh that cuts it."""
+    return {
+        (letter, axis)
+        for leaf in whole_table(config).values()
+        for letter, by in zip(leaf.axes, cuts(leaf.axes), strict=True)
+        for axis in by
+    }
+
+
 def _fitting_meshes(config: RunConfig, devices: int | None, axis: str, cut: Collection[tuple[str, str]]) -> str:
     """`mesh.axis = N or M`: the sizes next to that of an axis that divide all it cuts, and break nothing else.
 
-    `cut` has the axes of the model, each with the one of the mesh that cuts it.
+    `cut` is as of `_letters_cut`.
     """
     is_filled = devices is None or any(getattr(config.mesh, other) == -1 for other in AXES if other != axis)
     filling: dict[str, Any] = {} if is_filled else {"data": -1}
     common = math.gcd(*(getattr(config.model, LEGEND[letter]) for letter, by in cut if by == axis))
-    before = _misfits(config, devices, cut)
+    before = _misfits(config, devices, cut) - {BLOCKS}
 
     def fits(size: int) -> bool:
         changed = replace(config, mesh=replace(config.mesh, **{axis: size, **filling}))
@@ -139,7 +167,8 @@ def _misfits(config: RunConfig, devices: int | None, cut: Collection[tuple[str, 
         return {"mesh"}
     fields = [(LEGEND[letter], sizes[axis]) for letter, axis in cut]
     uneven = {f"model.{field}" for field, by in fields if getattr(config.model, field) % by}
-    return uneven | {line.partition(" = ")[0] for line in _batch_mistakes(config, sizes)}
+    blocks = {BLOCKS for _ in _cut_blocks(config, sizes)}
+    return uneven | blocks | {line.partition(" = ")[0] for line in _batch_mistakes(config, sizes)}
 
 
 def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -205,12 +234,15 @@ def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> st
 
 def _remedy(config: RunConfig, sizes: Mapping[str, int], leaf: Param, first: int) -> str:
     """What would cut a part of the state of `leaf`, cut along `fsdp` from the ZeRO stage `first` on, once more."""
-    is_low = config.mesh.zero_stage < first
-    if is_low and sizes["fsdp"] > 1:
+    is_low, own = config.mesh.zero_stage < first, _cut_by(sizes, leaf)
+    if is_low and sizes["fsdp"] > 1 and "fsdp" in own:
         return f"mesh.zero_stage = {first}"
-    own = _cut_by(sizes, leaf)
-    whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in own]
     stage = f", with mesh.zero_stage = {first}," if is_low else ""
+    smaller = [n for n in divisors(sizes["fsdp"])[1:] if "fsdp" in _cut_by({**sizes, "fsdp": n}, leaf)]
+    if "fsdp" not in own and smaller:
+        data = sizes["data"] * sizes["fsdp"] // smaller[-1]
+        return f"mesh.fsdp = {smaller[-1]} with mesh.data = {data}{stage}"
+    whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in own]
     return f"a larger mesh.{min(own, default='fsdp')} in the place of {' or '.join(whole)}{stage}"
 
 

@@ -27,7 +27,7 @@ def table_specs(sizes: Mapping[str, int], table: dict[str, Param]) -> Tree:
 
 
 def fsdp_dimension(axes: P) -> int | None:
-    """The dimension that is cut along `fsdp`."""
+    """The dimension that is cut along `fsdp`, if there is one."""
     return next((i for i, by in enumerate(axes) if "fsdp" in _cut(by)), None)
 
 

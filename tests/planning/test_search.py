@@ -6,7 +6,7 @@ import re
 import pytest
 
 from jaxllm.common.console import plain_console
-from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig, UserError
+from jaxllm.config import DataConfig, MeshConfig, RunConfig, TrainConfig, TransformerConfig, TuningConfig, UserError
 from jaxllm.models.presets import LLAMA2_7B, LLAMA3_8B
 from jaxllm.planning.cheap import guess, saved_per_token, tokens_at_once
 from jaxllm.planning.search import candidates, search, show_ranking
@@ -98,11 +98,19 @@ def test_the_recipes_own_sequence_is_tried_filled_in_and_refused_where_no_slice_
             search(cut(LARGE, sequence=sequence), target("2xv5e:4x4"), 3)
 
 
-def test_a_mesh_is_checked_once_for_all_policies_and_stages(monkeypatch):
+def test_a_mesh_is_checked_once_for_all_policies(monkeypatch):
     checked = []
     monkeypatch.setattr("jaxllm.planning.search.problems", lambda config, devices: checked.append(config) or [])
     found = list(candidates(LARGE, V5E))
-    assert len(checked) == len({(cut(c, zero_stage=3).mesh, c.train.accumulate) for c in found})
+    assert len(checked) == len({(c.mesh, c.train.accumulate) for c in found})
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_stage_that_cuts_blocks_of_the_base_is_no_candidate_and_others_are(stage):
+    tuned = dataclasses.replace(LARGE, base="base", tuning=TuningConfig(method="lora", base_dtype="int8"))
+    found = list(candidates(cut(trained(tuned, batch_size=256), zero_stage=stage), target("v5e:16x16")))
+    assert {c.mesh.zero_stage for c in found if c.mesh.fsdp == 256} == {0, 1, 2}
+    assert {c.mesh.zero_stage for c in found if c.mesh.fsdp == 16} == {0, 1, 2, 3}
 
 
 def test_variants_of_a_machine_without_figures_are_ranked_by_the_memory_that_the_compiler_tells():

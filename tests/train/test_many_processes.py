@@ -5,11 +5,14 @@ import signal
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from jaxllm.config import MeshConfig
+from jaxllm.common.trees import flatten
+from jaxllm.config import MeshConfig, PromptConfig, TuningConfig
 from jaxllm.train.checkpoint import Checkpoints
 from jaxllm.train.metrics import read_metrics
+from jaxllm.train.params import load_trained
 from tests.train.started import Started
 
 
@@ -40,6 +43,21 @@ def test_two_processes_train_to_the_losses_of_one(whole, uninterrupted):
     assert {(12, "final_loss"), (4, "held_out_loss")} <= there.keys()
     for name, loss in there.items():
         assert here[name] == pytest.approx(loss, abs=1e-5), name
+
+
+def test_learned_keys_begin_as_the_bases_on_two_processes_as_on_one(config, uninterrupted, tmp_path):
+    tuning = TuningConfig(method="prefix", prompt=PromptConfig(length=3))
+    train = replace(config.train, steps=2, ema_decay=None)
+    config = replace(config, base=str(uninterrupted), tuning=tuning, train=train, mesh=MeshConfig(data=1, fsdp=4))
+    runs = []
+    for processes in (1, 2):
+        run = replace(config, output=str(tmp_path / f"run{processes}"))
+        ended = Started(run, tmp_path / f"by{processes}", processes, devices=4 // processes).ended()
+        assert [process.status for process in ended] == [0] * processes, ended
+        runs.append(flatten(load_trained(tmp_path / f"run{processes}")[1]))
+    one, two = runs
+    for path, x in one.items():
+        np.testing.assert_allclose(two[path], x, atol=1e-5, err_msg=path)
 
 
 def test_each_process_makes_only_the_rows_of_its_devices_and_together_they_make_every_batch(whole, hashes):
