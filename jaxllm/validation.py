@@ -208,7 +208,7 @@ def _model(model: TransformerConfig) -> Iterator[str]:
         )
     if model.positions == "rope":
         yield from _rope(model)
-    if model.experts and model.experts_per_token > model.experts:
+    if 0 < model.experts < model.experts_per_token:
         yield (
             f"model.experts_per_token = {model.experts_per_token}: is more than model.experts = {model.experts}; "
             f"at most {model.experts} would do"

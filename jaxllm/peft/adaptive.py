@@ -112,7 +112,7 @@ def _importance(update: Update, scores: dict[str, jax.Array]) -> jax.Array:
     a, b = scores[f"{update.module}/lora_a"], scores[f"{update.module}/lora_b"]
     column = jnp.mean(a, axis=tuple(range(1, a.ndim - 1)))
     row = jnp.mean(b, axis=tuple(range(2, b.ndim)))
-    if not jax.typeof(row).sharding.mesh.empty:
+    if not jax.typeof(row).sharding.mesh.empty:  # `fsdp` may cut the ranks of A and B, and those of the entries not
         column, row = (jax.sharding.reshard(x, P(None, None)) for x in (column, row))
     return scores[f"{update.module}/lora_e"] + column + row
 

@@ -20,7 +20,9 @@ from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.placement import fetched
 
 
-def starts(config: RunConfig, base: Mapping[str, Any], tokens: Sequence[Sequence[int]]) -> dict[str, Any]:
+def starts(
+    config: RunConfig, base: Mapping[str, Any], tokens: Sequence[Sequence[int]]
+) -> dict[str, jax.Array | np.ndarray]:
     """The leaves of an adapter that begin with something of the base, by their paths, on devices or on the host.
 
     Args:
@@ -28,7 +30,7 @@ def starts(config: RunConfig, base: Mapping[str, Any], tokens: Sequence[Sequence
         base: all parameters of the model that it begins with, by their paths, as the run keeps them.
         tokens: those that each virtual token begins as the mean of; empty where all begin as uniform numbers.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, jax.Array | np.ndarray] = {}
     if config.tuning.lora.magnitudes:
         for update in updates(config.model, config.tuning):
             path = f"{update.module}/kernel"

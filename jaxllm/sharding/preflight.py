@@ -4,7 +4,7 @@ Nothing here imports jax.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -54,12 +54,13 @@ def mesh_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
             f"{neighbours(divisors(devices), known)} would do for the other axes together"
         )
     else:
+        devices = devices if free else known
         sizes = mesh_sizes(config, devices)
         yield from _batch_mistakes(config, sizes)
         model = config.model
         if all(getattr(model, LEGEND[letter]) > 0 for letter in ALWAYS) and (model.encoder_layers or 1) > 0:
             yield from parameter_mistakes(config, devices)
-            yield from block_mistakes(config, devices)
+            yield from _block_mistakes(config, devices)
 
 
 def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, str | None] = RULES) -> Iterator[str]:
@@ -78,7 +79,7 @@ def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, 
     for (letter, axis), (path, *others) in paths.items():
         size = getattr(config.model, LEGEND[letter])
         if size % sizes[axis]:
-            mesh = _fitting_meshes(config, devices, axis, paths)
+            mesh = _fitting_meshes(config, devices, axis)
             yield (
                 f"model.{LEGEND[letter]} = {size}: mesh.{axis} = {sizes[axis]} does not divide it, the axis {letter} "
                 f"of parameter '{path}'{f' and {len(others)} more' if others else ''}; "
@@ -86,34 +87,32 @@ def parameter_mistakes(config: RunConfig, devices: int | None, rules: dict[str, 
             )
 
 
-def block_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
+def _block_mistakes(config: RunConfig, devices: int | None) -> Iterator[str]:
     """Blocks of a frozen base's numbers that a mesh would cut, one line for each of its axes."""
-    sizes, dtype = mesh_sizes(config, devices), config.tuning.base_dtype
-    found: dict[str, list[tuple[str, int]]] = {}
+    sizes, found = mesh_sizes(config, devices), dict[str, list[tuple[str, int]]]()
     for path, length, axis in _cut_blocks(config, sizes):
         found.setdefault(axis, []).append((path, length))
     for axis, [(path, length), *others] in found.items():
         stage = f"mesh.zero_stage = {CUT_FROM.frozen - 1}" if axis == "fsdp" else ""
-        remedies = _fitting_meshes(config, devices, axis, _letters_cut(config)), stage, f"{BLOCKS} = 'bfloat16'"
+        remedies = [_fitting_meshes(config, devices, axis), stage, f"{BLOCKS} = 'bfloat16'"]
         yield (
-            f"{BLOCKS} = {dtype!r}: mesh.{axis} = {sizes[axis]} cuts blocks of {block_size(length)} numbers, "
-            f"which share a scale, at the last axis of parameter '{path}'"
-            f"{f' and {len(others)} more' if others else ''}, {length} long; "
-            f"{' or '.join(filter(None, remedies))} would do"
+            f"{BLOCKS} = {config.tuning.base_dtype!r}: mesh.{axis} = {sizes[axis]} cuts blocks of {block_size(length)} "
+            f"numbers, which share a scale, at the last axis, {length} long, of parameter '{path}'"
+            f"{f' and {len(others)} more' if others else ''}; {', or '.join(filter(None, remedies))} would do"
         )
 
 
 def _cut_blocks(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
     """Frozen matrices whose numbers that share a scale would come to lie on several devices: the path, the length of
     the last axis, and what cuts it."""
+    is_whole = config.mesh.zero_stage < CUT_FROM.frozen
     for path, leaf in frozen_table(config).items():
-        if kept_as(path, leaf, config.tuning.base_dtype) not in ("int8", "nf4") or min(leaf.shape) < 1:
+        if kept_as(path, leaf, config.tuning.base_dtype) not in ("int8", "nf4"):
             continue
         length = leaf.shape[-1]
         for axis in cuts(leaf.axes)[-1]:
-            is_whole = axis == "fsdp" and config.mesh.zero_stage < CUT_FROM.frozen
             own, rest = divmod(length, sizes[axis])
-            if not is_whole and not rest and own % block_size(length):
+            if not rest and own % block_size(length) and not (is_whole and axis == "fsdp"):
                 yield path, length, axis
 
 
@@ -132,43 +131,40 @@ def _fitting_sizes(config: RunConfig, letter: str, of: int) -> str:
     return multiples(size, of, least=config.tokenizer.vocab_size if holds_tokenizer else 1)
 
 
-def _letters_cut(config: RunConfig) -> set[tuple[str, str]]:
-    """The axes of the model, each with the one of the mesh that cuts it."""
-    return {
-        (letter, axis)
-        for leaf in whole_table(config).values()
-        for letter, by in zip(leaf.axes, cuts(leaf.axes), strict=True)
-        for axis in by
-    }
-
-
-def _fitting_meshes(config: RunConfig, devices: int | None, axis: str, cut: Collection[tuple[str, str]]) -> str:
-    """`mesh.axis = N or M`: the sizes next to that of an axis that divide all it cuts, and break nothing else.
-
-    `cut` is as of `_letters_cut`.
-    """
+def _fitting_meshes(config: RunConfig, devices: int | None, axis: str) -> str:
+    """`mesh.axis = N or M`: the sizes next to that of an axis that divide all it cuts, and break nothing else."""
     is_filled = devices is None or any(getattr(config.mesh, other) == -1 for other in AXES if other != axis)
     filling: dict[str, Any] = {} if is_filled else {"data": -1}
-    common = math.gcd(*(getattr(config.model, LEGEND[letter]) for letter, by in cut if by == axis))
-    before = _misfits(config, devices, cut) - {BLOCKS}
+    common = math.gcd(*(size for _, by, size in _sizes_cut(config) if by == axis))
+    before = _misfits(config, devices) - {f"{BLOCKS} along {axis}"}
 
     def fits(size: int) -> bool:
         changed = replace(config, mesh=replace(config.mesh, **{axis: size, **filling}))
-        return _misfits(changed, devices, cut) <= before
+        return _misfits(changed, devices) <= before
 
     found = neighbours([size for size in divisors(common) if fits(size)], mesh_sizes(config, devices)[axis])
     return found and f"mesh.{axis} = {found}{'' if is_filled else ' with mesh.data = -1'}"
 
 
-def _misfits(config: RunConfig, devices: int | None, cut: Collection[tuple[str, str]]) -> set[str]:
+def _misfits(config: RunConfig, devices: int | None) -> set[str]:
     """The fields that do not suit the mesh; `mesh` where it does not make the devices."""
     sizes = mesh_sizes(config, devices)
     if devices is not None and math.prod(sizes.values()) != devices:
         return {"mesh"}
-    fields = [(LEGEND[letter], sizes[axis]) for letter, axis in cut]
-    uneven = {f"model.{field}" for field, by in fields if getattr(config.model, field) % by}
-    blocks = {BLOCKS for _ in _cut_blocks(config, sizes)}
+    uneven = {f"model.{field}" for field, axis, size in _sizes_cut(config) if size % sizes[axis]}
+    blocks = {f"{BLOCKS} along {axis}" for _, _, axis in _cut_blocks(config, sizes)}
     return uneven | blocks | {line.partition(" = ")[0] for line in _batch_mistakes(config, sizes)}
+
+
+def _sizes_cut(config: RunConfig) -> set[tuple[str, str, int]]:
+    """The fields of the model that are cut, each with the axis of the mesh that does so and its size."""
+    letters = {
+        (letter, axis)
+        for leaf in whole_table(config).values()
+        for letter, by in zip(leaf.axes, cuts(leaf.axes), strict=True)
+        for axis in by
+    }
+    return {(LEGEND[letter], axis, getattr(config.model, LEGEND[letter])) for letter, axis in letters}
 
 
 def _batch_mistakes(config: RunConfig, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -221,29 +217,40 @@ def replicated(config: RunConfig, sizes: Mapping[str, int], platform: str) -> st
     if sum(beyond.values()) <= NOTICEABLE:
         return None
     (path, name), most = max(beyond.items(), key=lambda item: item[1])
-    leaf = table[path]
+    leaf, what = table[path], {"frozen": "frozen numbers"}.get(name, name)
     shape = ", ".join(f"{letter} {size}" for letter, size in zip(leaf.axes, leaf.shape, strict=True))
     mesh = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES)
     stage = f", with mesh.zero_stage = {config.mesh.zero_stage}" if config.mesh.zero_stage < 3 else ""
     return (
         f"each device holds {sum(beyond.values()) / 2**30:,.1f} GiB more than its even share of the model's state, "
-        f"on a mesh of {mesh}{stage}: {most / 2**30:,.1f} GiB of them are the {name} of '{path}' ({shape}); "
-        f"{_remedy(config, sizes, leaf, getattr(CUT_FROM, name))} would cut it"
+        f"on a mesh of {mesh}{stage}: {most / 2**30:,.1f} GiB of them are the {what} of '{path}' ({shape}); "
+        f"{_remedy(config, sizes, leaf, getattr(CUT_FROM, name))}"
     )
 
 
 def _remedy(config: RunConfig, sizes: Mapping[str, int], leaf: Param, first: int) -> str:
     """What would cut a part of the state of `leaf`, cut along `fsdp` from the ZeRO stage `first` on, once more."""
-    is_low, own = config.mesh.zero_stage < first, _cut_by(sizes, leaf)
-    if is_low and sizes["fsdp"] > 1 and "fsdp" in own:
-        return f"mesh.zero_stage = {first}"
-    stage = f", with mesh.zero_stage = {first}," if is_low else ""
-    smaller = [n for n in divisors(sizes["fsdp"])[1:] if "fsdp" in _cut_by({**sizes, "fsdp": n}, leaf)]
-    if "fsdp" not in own and smaller:
-        data = sizes["data"] * sizes["fsdp"] // smaller[-1]
-        return f"mesh.fsdp = {smaller[-1]} with mesh.data = {data}{stage}"
-    whole = [f"mesh.{axis}" for axis in AXES if sizes[axis] > 1 and axis not in own]
-    return f"a larger mesh.{min(own, default='fsdp')} in the place of {' or '.join(whole)}{stage}"
+    own, is_low = _cut_by(sizes, leaf), config.mesh.zero_stage < first
+    highest: Any = max(first, config.mesh.zero_stage)
+    raised = replace(config, mesh=replace(config.mesh, zero_stage=highest))
+    stage = [f"mesh.zero_stage = {first}"] if is_low else []
+
+    def fits(fsdp: int) -> bool:
+        changed = {**sizes, "fsdp": fsdp}
+        return "fsdp" in _cut_by(changed, leaf) and not any(_cut_blocks(raised, changed))
+
+    fitting = [n for n in divisors(sizes["fsdp"])[1:] if fits(n)]
+    if fitting and (is_low or "fsdp" not in own):
+        data = sizes["data"] * sizes["fsdp"] // fitting[-1]
+        smaller = [f"mesh.fsdp = {fitting[-1]}", f"mesh.data = {data}"] if fitting[-1] < sizes["fsdp"] else []
+        return f"{' and '.join([*smaller, *stage])} would cut it"
+    if not own:
+        return "no mesh cuts it"
+    others = [axis for axis in AXES if sizes[axis] > 1 and axis not in own]
+    grown = [sizes["fsdp"] * n for n in divisors(math.prod(sizes[axis] for axis in others))[1:]]
+    blocks = [] if min(own) != "fsdp" or any(map(fits, grown)) else [f"{BLOCKS} = 'bfloat16'"]
+    place = " or ".join(f"mesh.{axis}" for axis in others)
+    return f"{' and '.join([f'a larger mesh.{min(own)} in the place of {place}', *stage, *blocks])} would cut it"
 
 
 def _cut_by(sizes: Mapping[str, int], leaf: Param) -> set[str]:

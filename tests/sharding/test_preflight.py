@@ -7,6 +7,7 @@ import pytest
 
 from jaxllm.config import LoraConfig, MeshConfig, RunConfig, TrainConfig, TuningConfig
 from jaxllm.models.presets import LLAMA2_7B
+from jaxllm.sharding import preflight
 from jaxllm.sharding.axes import RULES
 from jaxllm.sharding.preflight import mesh_mistakes, mesh_sizes, parameter_mistakes, replicated
 
@@ -65,7 +66,7 @@ def test_bytes_that_stay_replicated_are_told_with_the_largest_parameter(mesh, wa
         (MeshConfig(data=2, sequence=2, tensor=2), "a larger mesh.fsdp in the place of mesh.data or mesh.sequence"),
         (MeshConfig(data=1, fsdp=8, zero_stage=2), "mesh.zero_stage = 3"),
         (MeshConfig(data=1, fsdp=8, zero_stage=0), "mesh.zero_stage = 1"),
-        (MeshConfig(data=8, zero_stage=0), "a larger mesh.fsdp in the place of mesh.data, with mesh.zero_stage = 1,"),
+        (MeshConfig(data=8, zero_stage=0), "a larger mesh.fsdp in the place of mesh.data and mesh.zero_stage = 1"),
         (MeshConfig(data=8, zero_stage=2), "a larger mesh.fsdp in the place of mesh.data"),
     ],
     ids=str,
@@ -80,7 +81,7 @@ def test_of_what_an_axis_does_not_divide_a_smaller_one_is_named():
     tuning = TuningConfig(method="lora", lora=LoraConfig(rank=512))
     config = RunConfig(base="base", model=LLAMA2_7B, tuning=tuning, mesh=MeshConfig(data=1, fsdp=1024))
     found = replicated(config, mesh_sizes(config, 1024), "tpu")
-    assert re.search(r"the optimizer of '.*/lora_b' .*; mesh.fsdp = 512 with mesh.data = 2 would cut it", found), found
+    assert re.search(r"the optimizer of '.*/lora_b' .*; mesh.fsdp = 512 and mesh.data = 2 would cut it", found), found
     few = replace(config, mesh=MeshConfig(data=1, fsdp=128))
     assert replicated(few, mesh_sizes(few, 128), "tpu") is None
 
@@ -98,23 +99,52 @@ def test_an_offloaded_optimizer_is_held_by_the_host():
 
 
 def test_blocks_of_quantised_numbers_are_not_cut():
-    tuning, train = TuningConfig(method="lora", base_dtype="int8"), TrainConfig(batch_size=128)
+    tuning, train = TuningConfig(method="lora", base_dtype="int8"), TrainConfig(batch_size=256)
     config = RunConfig(base="base", model=LLAMA2_7B, tuning=tuning, train=train)
 
-    def mistakes(base_dtype="int8", **sizes):
+    def mistakes(base_dtype="int8", devices=128, **sizes):
         asked = replace(config, tuning=replace(tuning, base_dtype=base_dtype), mesh=MeshConfig(**sizes))
-        return list(mesh_mistakes(asked, 128))
+        return list(mesh_mistakes(asked, devices))
 
     assert mistakes(data=1, fsdp=128) == [
-        "tuning.base_dtype = 'int8': mesh.fsdp = 128 cuts blocks of 64 numbers, which share a scale, at the last axis "
-        "of parameter 'layers/attention/output/kernel' and 1 more, 4096 long; mesh.fsdp = 64 with mesh.data = -1 or "
-        "mesh.zero_stage = 2 or tuning.base_dtype = 'bfloat16' would do"
+        "tuning.base_dtype = 'int8': mesh.fsdp = 128 cuts blocks of 64 numbers, which share a scale, at the last axis, "
+        "4096 long, of parameter 'layers/attention/output/kernel' and 1 more; mesh.fsdp = 64 with mesh.data = -1, or "
+        "mesh.zero_stage = 2, or tuning.base_dtype = 'bfloat16' would do"
     ]
     [line] = mistakes(data=4, tensor=32)
     assert "mesh.tensor = 32 cuts blocks of 64 numbers" in line
-    assert line.endswith("; mesh.tensor = 4 with mesh.data = -1 or tuning.base_dtype = 'bfloat16' would do")
+    assert line.endswith("; mesh.tensor = 4 with mesh.data = -1, or tuning.base_dtype = 'bfloat16' would do")
     assert mistakes(data=1, fsdp=32, tensor=4) == []
+    assert [line.partition("; ")[2] for line in mistakes("nf4", data=1, fsdp=128, tensor=8, devices=1024)] == [
+        "mesh.fsdp = 64 with mesh.data = -1, or mesh.zero_stage = 2, or tuning.base_dtype = 'bfloat16' would do",
+        "mesh.tensor = 4 with mesh.data = -1, or tuning.base_dtype = 'bfloat16' would do",
+    ]
     assert mistakes(data=2, fsdp=64) == mistakes(data=1, fsdp=128, zero_stage=2) == mistakes("bfloat16", fsdp=128) == []
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changed", "remedy"),
+    [
+        (MeshConfig(data=1, fsdp=128, zero_stage=2), {"fsdp": 64, "data": 2, "zero_stage": 3}, None),
+        (MeshConfig(data=1, fsdp=64, zero_stage=2), {"zero_stage": 3}, None),
+        (
+            MeshConfig(data=2, fsdp=64),
+            {},
+            "a larger mesh.fsdp in the place of mesh.data and tuning.base_dtype = 'bfloat16'",
+        ),
+    ],
+    ids=str,
+)
+def test_what_would_cut_more_cuts_no_blocks(mesh, changed, remedy, monkeypatch):
+    monkeypatch.setattr(preflight, "NOTICEABLE", 1 << 24)
+    tuning, train = TuningConfig(method="lora", base_dtype="int8"), TrainConfig(batch_size=128)
+    config = RunConfig(base="base", model=LLAMA2_7B, tuning=tuning, train=train, mesh=mesh)
+    devices = mesh.data * mesh.fsdp
+    remedy = remedy or " and ".join(f"mesh.{axis} = {size}" for axis, size in changed.items())
+    found = replicated(config, mesh_sizes(config, devices), "tpu")
+    assert "are the frozen numbers of 'layers/mlp" in found
+    assert found.endswith(f"; {remedy} would cut it"), found
+    assert not list(mesh_mistakes(replace(config, mesh=replace(mesh, **changed)), devices))
 
 
 @pytest.mark.parametrize("sizes", [{"experts": -1}, {"architecture": "encoder_decoder", "encoder_layers": -1}], ids=str)
