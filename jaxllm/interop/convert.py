@@ -147,9 +147,10 @@ def load(
             parts = split(tensor.rule, table, published.read(name))
             for path, part in zip(tensor.rule.paths, parts, strict=True):
                 leaf, place = table[path], tensor.place
+                cut = spec(mesh.shape, leaf)
                 if place and path not in leaves:
-                    leaves[path] = _zeros(leaf.shape, dtype, NamedSharding(mesh, spec(mesh.shape, leaf)))()
-                placed = _placed(part, dtype, NamedSharding(mesh, P(*spec(mesh.shape, leaf)[len(place) :])))
+                    leaves[path] = _zeros(leaf.shape, dtype, NamedSharding(mesh, cut))()
+                placed = _placed(part, dtype, NamedSharding(mesh, P(*cut[len(place) :])))
                 leaves[path] = _set(leaves[path], placed, place) if place else placed
             done += int(np.prod(tensor.shape))
             tell(done)

@@ -13,7 +13,7 @@ from jaxllm.models.adapters import trained_table
 from jaxllm.planning.compilation import Compiled, TooLarge
 from jaxllm.planning.text import Operation, called
 from jaxllm.sharding.rules import table_specs
-from jaxllm.sharding.zero import parameter_specs
+from jaxllm.sharding.zero import gradient_specs
 from jaxllm.train.state import State
 
 IN_PLACE = frozenset(
@@ -94,14 +94,11 @@ def _is_on_device(leaf: jax.ShapeDtypeStruct) -> bool:
 
 def gradient_bytes(config: RunConfig, state: State) -> int:
     """Of all gradients on one device, cut as the ZeRO stage says (`sharding/zero.py`)."""
-    mesh, stage = jax.tree.leaves(state.params)[0].sharding.mesh, config.mesh.zero_stage
-    specs = table_specs(mesh.shape, trained_table(config))
-    if stage < 2:
-        specs = parameter_specs(specs, stage)
+    mesh = jax.tree.leaves(state.params)[0].sharding.mesh
+    specs = gradient_specs(table_specs(mesh.shape, trained_table(config)), config.mesh.zero_stage)
 
     def cut(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     return device_bytes(jax.tree.map(cut, state.params, specs))
 

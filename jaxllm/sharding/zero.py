@@ -27,6 +27,11 @@ def parameter_specs(cut: Tree, stage: int) -> Tree:
     return cut if stage == 3 else jax.tree.map(without_fsdp, cut)
 
 
+def gradient_specs(cut: Tree, stage: int) -> Tree:
+    """How the gradients are kept from one microbatch to the next."""
+    return cut if stage >= 2 else jax.tree.map(without_fsdp, cut)
+
+
 def optimizer_specs(cut: Tree, stage: int) -> Tree:
     """How the optimizer's moments and the moving average lie, and the slices of the parameters that they move."""
     return cut if stage >= 1 else jax.tree.map(without_fsdp, cut)

@@ -111,6 +111,7 @@ def test_blocks_of_quantised_numbers_are_not_cut():
         "4096 long, of parameter 'layers/attention/output/kernel' and 1 more; mesh.fsdp = 64 with mesh.data = -1, or "
         "mesh.zero_stage = 2, or tuning.base_dtype = 'bfloat16' would do"
     ]
+    assert mistakes(data=1, fsdp=128, devices=None) == mistakes(data=1, fsdp=128)
     [line] = mistakes(data=4, tensor=32)
     assert "mesh.tensor = 32 cuts blocks of 64 numbers" in line
     assert line.endswith("; mesh.tensor = 4 with mesh.data = -1, or tuning.base_dtype = 'bfloat16' would do")
